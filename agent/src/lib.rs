@@ -1,1 +1,4 @@
-//! placeholder
+//! One per GPU node: the local Docker engine, NVML, slices and the streams of a controller.
+
+pub mod docker;
+pub mod gpu;

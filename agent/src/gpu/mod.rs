@@ -1,0 +1,3 @@
+//! Cards: what they are, how slices of them reach a container.
+
+pub mod inject;
