@@ -40,7 +40,7 @@ pub enum ToAgent {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToController {
     /// What the machine is. Sent after the hello and whenever it changes.
-    Inventory(NodeInventory),
+    Inventory(Box<NodeInventory>),
     /// What is on the node. Always complete; sent when it changes and every 30 s.
     Observed(NodeObserved),
     /// Asks for a new certificate on the running connection.

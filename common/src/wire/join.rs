@@ -125,7 +125,9 @@ impl FromStr for JoinToken {
         else {
             return Err(JoinTokenError);
         };
-        if secret.is_empty() || secret.len() > 128 || digits.len() != 64 || !digits.is_ascii() {
+        // Checked here because `from_str_radix` also takes a sign.
+        let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        if secret.is_empty() || secret.len() > 128 || digits.len() != 64 || !is_hex {
             return Err(JoinTokenError);
         }
         let mut fingerprint = [0; 32];
