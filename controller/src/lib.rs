@@ -1,1 +1,6 @@
-//! placeholder
+//! The centre of Tianqi: database, REST API, scheduler and reconcile loop.
+
+pub mod authz;
+pub mod config;
+pub mod core;
+pub mod features;

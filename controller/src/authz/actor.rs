@@ -1,0 +1,204 @@
+//! Who is asking: a session's token becomes an [`Actor`].
+
+use std::fmt;
+use std::time::Duration;
+
+use axum::http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method};
+use sha2::{Digest, Sha256};
+use tianqi_common::clock::UnixMillis;
+use tianqi_common::id::UserId;
+use uuid::Uuid;
+
+use super::Authz;
+use crate::core::audit::Doer;
+use crate::core::db::{args, row};
+use crate::core::error::{Problem, Result};
+use crate::core::http::RequestInfo;
+
+/// Name of the console's session cookie.
+pub const COOKIE_NAME: &str = "tianqi_session";
+
+/// How long sessions live.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionRules {
+    /// A session that is not used for so long ends.
+    pub idle: Duration,
+    /// A session ends after so long whatever happens.
+    pub absolute: Duration,
+}
+
+/// A role that an account may have.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Everything.
+    Admin,
+    /// Own instances.
+    User,
+    /// Reads everything, changes nothing.
+    Auditor,
+}
+
+impl Role {
+    /// Returns the word stored in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::User => "user",
+            Self::Auditor => "auditor",
+        }
+    }
+
+    /// Reads the word stored in the database.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Admin, Self::User, Self::Auditor].into_iter().find(|role| role.as_str() == word)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Somebody who is logged in.
+#[derive(Clone, Debug)]
+pub struct Actor {
+    /// Which account.
+    pub id: UserId,
+    /// Its name.
+    pub name: String,
+    /// Its role.
+    pub role: Role,
+    /// The session, for listing and revoking.
+    pub session: Uuid,
+    /// When the session ends at the latest.
+    pub expires_at: UnixMillis,
+    /// Whether somebody else set the password.
+    pub must_change_password: bool,
+    /// Where the request came from.
+    pub remote_address: String,
+    /// The request's id.
+    pub request_id: String,
+}
+
+impl Actor {
+    /// Returns who this is for the audit.
+    #[must_use]
+    pub fn doer(&self) -> Doer {
+        Doer {
+            id: Some(self.id),
+            name: self.name.clone(),
+            kind: "user",
+            remote_address: self.remote_address.clone(),
+            request_id: self.request_id.clone(),
+        }
+    }
+}
+
+/// Returns what is stored of a secret token: its SHA-256. The token itself is 32 random bytes, so a
+/// slow hash would add nothing.
+#[must_use]
+pub fn token_hash(token: &str) -> Vec<u8> {
+    Sha256::digest(token.as_bytes()).to_vec()
+}
+
+row! {
+    struct SessionRow {
+        id: Uuid,
+        user_id: Uuid,
+        kind: String,
+        last_used_at: i64,
+        expires_at: i64,
+        name: String,
+        role: String,
+        disabled: bool,
+        must_change_password: bool,
+    }
+}
+
+/// A session's use is written down at most this often, so that reading does not mean writing.
+const TOUCH_EVERY: Duration = Duration::from_secs(60);
+
+/// Finds out who sent the request.
+///
+/// # Errors
+///
+/// `unauthorised` (401) without a live session, `foreign_origin` (403) when a cookie comes with a
+/// write or a WebSocket from another site.
+pub(super) async fn authenticate(authz: &Authz, parts: &Parts) -> Result<Actor> {
+    let (token, by_cookie) = presented_token(&parts.headers).ok_or_else(|| {
+        Problem::unauthorised("unauthorised", "log in first: POST /api/v1/session")
+    })?;
+    check_origin(authz, parts, by_cookie)?;
+    let ended = || Problem::unauthorised("unauthorised", "this session has ended; log in again");
+    let row = live_session(authz, &token, by_cookie).await?.ok_or_else(ended)?;
+    let now = authz.clock.now();
+    if now.since(UnixMillis(row.last_used_at)) >= TOUCH_EVERY {
+        let sql = "update sessions set last_used_at = $1 where id = $2";
+        authz.db.run(sql, args![now, row.id]).await?;
+    }
+    let info = parts.extensions.get::<RequestInfo>();
+    Ok(Actor {
+        id: UserId(row.user_id),
+        role: Role::from_word(&row.role).ok_or_else(ended)?,
+        name: row.name,
+        session: row.id,
+        expires_at: UnixMillis(row.expires_at),
+        must_change_password: row.must_change_password,
+        remote_address: info.map(|info| info.remote.to_string()).unwrap_or_default(),
+        request_id: info.map(|info| info.id.clone()).unwrap_or_default(),
+    })
+}
+
+async fn live_session(authz: &Authz, token: &str, by_cookie: bool) -> Result<Option<SessionRow>> {
+    const SQL: &str = "select s.id, s.user_id, s.kind, s.last_used_at, s.expires_at, u.name, u.role, \
+         u.disabled, u.must_change_password from sessions s join users u on u.id = s.user_id \
+         where s.token_hash = $1";
+    let row: Option<SessionRow> = authz.db.first(SQL, args![token_hash(token)]).await?;
+    let now = authz.clock.now();
+    let kind = if by_cookie { "cookie" } else { "token" };
+    Ok(row.filter(|row| {
+        let is_idle = now.since(UnixMillis(row.last_used_at)) >= authz.sessions.idle;
+        row.kind == kind && !row.disabled && now.0 < row.expires_at && !is_idle
+    }))
+}
+
+/// Returns the token and whether it came as a cookie.
+fn presented_token(headers: &HeaderMap) -> Option<(String, bool)> {
+    if let Some(value) = headers.get(AUTHORIZATION) {
+        let token = value.to_str().ok()?.strip_prefix("Bearer ")?.trim();
+        return Some((token.to_owned(), false));
+    }
+    let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let mut pairs =
+        cookies.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(name, _)| *name == COOKIE_NAME).map(|(_, token)| (token.to_owned(), true))
+}
+
+/// A cookie is sent by the browser whatever page asks, so a page of another site must not be able to
+/// write or to open a WebSocket with it. A bearer token is never sent by itself; a foreign origin is
+/// refused with it all the same.
+fn check_origin(authz: &Authz, parts: &Parts, by_cookie: bool) -> Result<()> {
+    let header = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    let is_upgrade = header(axum::http::header::UPGRADE).is_some();
+    let is_reading = matches!(parts.method, Method::GET | Method::HEAD) && !is_upgrade;
+    let foreign =
+        || Problem::forbidden("foreign_origin", "this request comes from a page of another site");
+    match header(ORIGIN) {
+        Some(origin) => {
+            let host = origin.split_once("://").map(|(_, host)| host);
+            let is_own = host.is_some() && (host == header(HOST))
+                || authz.public_origin.as_deref() == Some(origin);
+            if is_own { Ok(()) } else { Err(foreign()) }
+        }
+        None if is_reading || !by_cookie => Ok(()),
+        None => Err(foreign()),
+    }
+}

@@ -1,0 +1,122 @@
+//! THE place for who may do what.
+//!
+//! A [`Grant`] is proof that somebody may do one thing to one resource. It is made here and nowhere
+//! else, it is not serialisable, and it cannot be pointed at another target. A handler cannot be
+//! written without one in its signature; opening anything on an instance takes one.
+
+pub mod actor;
+mod extract;
+pub mod policy;
+pub mod resource;
+
+use std::marker::PhantomData;
+
+use tianqi_common::clock::SharedClock;
+use tianqi_common::id::UserId;
+
+use crate::core::db::Db;
+use crate::core::error::{Problem, Result};
+
+pub use actor::{Actor, Role};
+pub use policy::{Permission, Reach};
+pub use resource::Anything;
+
+/// What this module needs of the process.
+#[derive(Clone)]
+pub struct Authz {
+    /// Where accounts and sessions are.
+    pub db: Db,
+    /// What the time is.
+    pub clock: SharedClock,
+    /// How long sessions live.
+    pub sessions: actor::SessionRules,
+    /// Origins, besides the request's own host, that the console is served from.
+    pub public_origin: Option<String>,
+}
+
+impl std::fmt::Debug for Authz {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authz").finish_non_exhaustive()
+    }
+}
+
+/// Proof that `actor` may do `P` to `resource`.
+#[derive(Debug)]
+pub struct Grant<R, P> {
+    actor: Actor,
+    resource: R,
+    reach: Reach,
+    permission: PhantomData<fn() -> P>,
+}
+
+/// What a list may show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everybody's.
+    All,
+    /// One account's own.
+    Own(UserId),
+}
+
+impl Scope {
+    /// Returns the account to which a list is narrowed, if it is.
+    #[must_use]
+    pub fn owner(self) -> Option<UserId> {
+        match self {
+            Self::All => None,
+            Self::Own(owner) => Some(owner),
+        }
+    }
+}
+
+impl<R, P> Grant<R, P> {
+    /// Who.
+    #[must_use]
+    pub fn actor(&self) -> &Actor {
+        &self.actor
+    }
+
+    /// To what.
+    #[must_use]
+    pub fn resource(&self) -> &R {
+        &self.resource
+    }
+
+    /// What a list under this grant may show.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        match self.reach {
+            Reach::All => Scope::All,
+            Reach::Own | Reach::None => Scope::Own(self.actor.id),
+        }
+    }
+}
+
+impl<R: resource::Resource, P: Permission> Grant<R, P> {
+    /// Decides. Callers without a session (SSH, tools) make their [`Actor`] in [`actor`] first.
+    ///
+    /// # Errors
+    ///
+    /// `forbidden` (403) when the role lacks the permission, `not_found` (404) when the resource
+    /// belongs to somebody else, so that nobody learns which ids exist; `password_change_required`
+    /// (403) while somebody else's password is still in use.
+    pub fn decide(actor: Actor, resource: R) -> Result<Self> {
+        if actor.must_change_password && P::NAME != policy::MePassword::NAME {
+            let detail = "set your own password first: PUT /api/v1/me/password";
+            return Err(Problem::forbidden("password_change_required", detail));
+        }
+        let reach = policy::reach(actor.role, P::NAME);
+        let is_visible = match reach {
+            Reach::All => true,
+            Reach::Own => resource.owner().is_none_or(|owner| owner == actor.id),
+            Reach::None => {
+                let detail = format!("your role {} lacks the permission {}", actor.role, P::NAME);
+                return Err(Problem::forbidden("forbidden", detail));
+            }
+        };
+        if !is_visible {
+            return Err(R::missing());
+        }
+        Ok(Self { actor, resource, reach, permission: PhantomData })
+    }
+}

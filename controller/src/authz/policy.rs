@@ -1,0 +1,120 @@
+//! The table of permissions: the only source of who may do what.
+
+/// How far a role's permission reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Not at all.
+    None,
+    /// Things the account owns, and things that belong to nobody.
+    Own,
+    /// Everything.
+    All,
+}
+
+/// A permission as a type, so that a handler's signature names it.
+pub trait Permission: Send + Sync + 'static {
+    /// Its name, such as `instances:create`.
+    const NAME: &'static str;
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct PermissionInfo {
+    /// Its name.
+    pub name: &'static str,
+    /// What it allows, in one sentence.
+    pub sentence: &'static str,
+    /// How far it reaches for the role `user`.
+    pub user: Reach,
+    /// How far it reaches for the role `auditor`.
+    pub auditor: Reach,
+}
+
+macro_rules! permissions {
+    ($($sentence:literal $name:literal $type:ident: user $user:ident, auditor $auditor:ident;)*) => {
+        $(
+            #[doc = $sentence]
+            #[derive(Debug)]
+            pub struct $type;
+            impl Permission for $type {
+                const NAME: &'static str = $name;
+            }
+        )*
+        /// Every permission. The role `admin` has all of them.
+        pub const PERMISSIONS: &[PermissionInfo] = &[
+            $(PermissionInfo {
+                name: $name,
+                sentence: $sentence,
+                user: Reach::$user,
+                auditor: Reach::$auditor,
+            }),*
+        ];
+    };
+}
+
+permissions! {
+    "See who is logged in and log out." "session:own" SessionOwn: user Own, auditor Own;
+    "Change one's own password." "me:password" MePassword: user Own, auditor Own;
+    "List and read accounts." "users:read" UsersRead: user None, auditor All;
+    "Create, change and delete accounts, and reset their passwords." "users:write" UsersWrite: user None, auditor None;
+    "Read nodes, their cards and their state." "nodes:read" NodesRead: user None, auditor All;
+    "Change, cordon, drain and remove nodes." "nodes:write" NodesWrite: user None, auditor None;
+    "Make, list and withdraw join tokens." "join_tokens:write" JoinTokensWrite: user None, auditor None;
+    "Read the images on offer." "images:read" ImagesRead: user All, auditor All;
+    "Create, change and delete images and their registry credentials." "images:write" ImagesWrite: user None, auditor None;
+    "Read the specs on offer." "specs:read" SpecsRead: user All, auditor All;
+    "Create, change and delete specs." "specs:write" SpecsWrite: user None, auditor None;
+    "See where a request would be placed, and why not elsewhere." "placements:read" PlacementsRead: user All, auditor All;
+    "List and read instances, their events and figures." "instances:read" InstancesRead: user Own, auditor All;
+    "Create instances." "instances:create" InstancesCreate: user Own, auditor None;
+    "Change, start, stop and restart instances." "instances:write" InstancesWrite: user Own, auditor None;
+    "Delete instances with their data." "instances:delete" InstancesDelete: user Own, auditor None;
+    "Read the output of instances." "instances:logs" InstancesLogs: user Own, auditor None;
+    "Open a terminal in instances and run programs there." "instances:exec" InstancesExec: user Own, auditor None;
+    "Read what was done, by whom." "audit:read" AuditRead: user None, auditor All;
+}
+
+/// Returns how far `role` reaches with the permission `name`; an unknown name reaches nothing.
+#[must_use]
+pub fn reach(role: super::Role, name: &str) -> Reach {
+    let Some(info) = PERMISSIONS.iter().find(|info| info.name == name) else {
+        return Reach::None;
+    };
+    match role {
+        super::Role::Admin => Reach::All,
+        super::Role::User => info.user,
+        super::Role::Auditor => info.auditor,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authz::Role;
+
+    #[test]
+    fn names_are_unique_and_every_sentence_is_one() {
+        for (i, info) in PERMISSIONS.iter().enumerate() {
+            assert!(info.sentence.ends_with('.'), "{}", info.name);
+            assert!(PERMISSIONS[i + 1..].iter().all(|other| other.name != info.name));
+        }
+    }
+
+    #[test]
+    fn auditor_changes_nothing_but_its_own_password() {
+        for info in PERMISSIONS.iter().filter(|info| info.auditor != Reach::None) {
+            let is_reading = info.name.ends_with(":read");
+            assert!(
+                is_reading || matches!(info.name, "session:own" | "me:password"),
+                "{}",
+                info.name
+            );
+        }
+    }
+
+    #[test]
+    fn admin_reaches_everything_and_an_unknown_permission_reaches_nothing() {
+        assert!(PERMISSIONS.iter().all(|info| reach(Role::Admin, info.name) == Reach::All));
+        assert_eq!(reach(Role::Admin, "no:such"), Reach::None);
+    }
+}

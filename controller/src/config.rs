@@ -1,0 +1,262 @@
+//! The configuration: a TOML file, overridden by the environment, checked before anything starts.
+//!
+//! `TIANQI_` + section + `__` + key overrides a key: `TIANQI_HTTP__LISTEN`, `TIANQI_DATA_DIR`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// Everything that can be set.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where keys, the SQLite database and the admin socket are.
+    pub data_dir: PathBuf,
+    /// The database.
+    pub database: Database,
+    /// Console and API.
+    pub http: Http,
+    /// Agents.
+    pub agents: Agents,
+    /// Sessions.
+    pub sessions: Sessions,
+    /// The log.
+    pub log: Log,
+}
+
+/// `[database]`
+#[derive(Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Database {
+    /// `sqlite:…`, `postgres://…` or `mysql://…`; empty for `sqlite:<data_dir>/tianqi.db`.
+    pub url: String,
+    /// Most connections in the pool.
+    pub max_connections: u32,
+}
+
+/// `[http]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// Where console and API listen.
+    pub listen: SocketAddr,
+    /// PEM of the certificate chain; with it and `tls_key` the port speaks TLS.
+    pub tls_cert: Option<PathBuf>,
+    /// PEM of the certificate's key.
+    pub tls_key: Option<PathBuf>,
+    /// The address people type, such as `https://gpu.example.org`.
+    pub public_url: Option<String>,
+    /// Proxies whose `x-forwarded-for` is believed.
+    pub trusted_proxies: Vec<IpAddr>,
+}
+
+/// `[agents]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Agents {
+    /// Where agents connect (UDP).
+    pub listen: SocketAddr,
+    /// The `HOST:PORT` that agents dial, shown beside join tokens.
+    pub public_address: Option<String>,
+    /// Days that an agent's certificate is valid.
+    pub certificate_days: u32,
+}
+
+/// `[sessions]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sessions {
+    /// Minutes without use after which a session ends.
+    pub idle_minutes: u32,
+    /// Hours after which a session ends.
+    pub absolute_hours: u32,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,tianqi_controller=debug`.
+    pub level: String,
+    /// `text` or `json`.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("/var/lib/tianqi"),
+            database: Database::default(),
+            http: Http::default(),
+            agents: Agents::default(),
+            sessions: Sessions::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self { url: String::new(), max_connections: 16 }
+    }
+}
+
+impl std::fmt::Debug for Database {
+    /// Leaves out the URL, which may hold a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Database")
+            .field("engine", &self.url.split(':').next())
+            .field("max_connections", &self.max_connections)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8890)),
+            tls_cert: None,
+            tls_key: None,
+            public_url: None,
+            trusted_proxies: Vec::new(),
+        }
+    }
+}
+
+impl Default for Agents {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 8891)),
+            public_address: None,
+            certificate_days: 30,
+        }
+    }
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { idle_minutes: 720, absolute_hours: 168 }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// Why a configuration is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file or the environment does not parse.
+    #[error("the configuration cannot be read")]
+    Unreadable(#[source] config::ConfigError),
+    /// A key has a value that cannot work.
+    #[error("{key}: {problem}")]
+    Invalid {
+        /// Section and key.
+        key: &'static str,
+        /// What is wrong and what to write instead.
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads `file` (which may be missing when `is_required` is false) and the environment, and
+    /// checks the result.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] naming the key.
+    pub fn load(file: &Path, is_required: bool) -> Result<Self, ConfigError> {
+        let source =
+            config::File::from(file).format(config::FileFormat::Toml).required(is_required);
+        // Other variables with our prefix, such as TIANQI_ADMIN_PASSWORD, are not keys.
+        let keys =
+            std::env::vars().filter(|(name, _)| name == "TIANQI_DATA_DIR" || name.contains("__"));
+        let environment = config::Environment::with_prefix("TIANQI")
+            .prefix_separator("_")
+            .separator("__")
+            .try_parsing(true)
+            .list_separator(",")
+            .with_list_parse_key("http.trusted_proxies")
+            .source(Some(keys.collect()));
+        let built = config::Config::builder().add_source(source).add_source(environment).build();
+        let config: Self =
+            built.and_then(config::Config::try_deserialize).map_err(ConfigError::Unreadable)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what types alone cannot.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`] naming the first key that cannot work.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let invalid =
+            |key, problem: &str| Err(ConfigError::Invalid { key, problem: problem.to_owned() });
+        if !(1..=1_000).contains(&self.database.max_connections) {
+            return invalid("database.max_connections", "must be 1 to 1000");
+        }
+        let engine = self.database.url.split(':').next().unwrap_or_default();
+        if !matches!(engine, "" | "sqlite" | "postgres" | "postgresql" | "mysql" | "mariadb") {
+            return invalid("database.url", "must begin with sqlite:, postgres: or mysql:");
+        }
+        if self.http.tls_cert.is_some() != self.http.tls_key.is_some() {
+            return invalid("http.tls_cert", "set tls_cert and tls_key both, or neither");
+        }
+        if !(1..=365).contains(&self.agents.certificate_days) {
+            return invalid("agents.certificate_days", "must be 1 to 365");
+        }
+        if self.sessions.idle_minutes == 0 || self.sessions.absolute_hours == 0 {
+            return invalid("sessions", "idle_minutes and absolute_hours must be at least 1");
+        }
+        if let Some(url) = &self.http.public_url
+            && !(url.starts_with("https://") || url.starts_with("http://"))
+        {
+            return invalid("http.public_url", "must begin with https:// or http://");
+        }
+        Ok(())
+    }
+
+    /// Returns the database's URL, with the default filled in.
+    #[must_use]
+    pub fn database_url(&self) -> String {
+        if self.database.url.is_empty() {
+            format!("sqlite:{}", self.data_dir.join("tianqi.db").display())
+        } else {
+            self.database.url.clone()
+        }
+    }
+
+    /// Returns the origin of the public URL: scheme, host and port without a path.
+    #[must_use]
+    pub fn public_origin(&self) -> Option<String> {
+        let url = self.http.public_url.as_deref()?;
+        let (scheme, rest) = url.split_once("://")?;
+        Some(format!("{scheme}://{}", rest.split('/').next()?))
+    }
+
+    /// Returns how long sessions live.
+    #[must_use]
+    pub fn session_rules(&self) -> crate::authz::actor::SessionRules {
+        crate::authz::actor::SessionRules {
+            idle: Duration::from_secs(u64::from(self.sessions.idle_minutes) * 60),
+            absolute: Duration::from_secs(u64::from(self.sessions.absolute_hours) * 3_600),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What every request goes through: an id, a size limit, and problems as JSON.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{ConnectInfo, FromRequest, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::error::{Problem, ProblemBody};
+
+/// Most bytes of a request body.
+pub const BODY_LIMIT: usize = 1 << 20;
+
+const REQUEST_ID: &str = "x-request-id";
+
+/// What is known of a request before anybody is logged in.
+#[derive(Clone, Debug)]
+pub struct RequestInfo {
+    /// Made here, sent back in `x-request-id` and in problems, written to log and audit.
+    pub id: String,
+    /// The client, seen through trusted proxies alone.
+    pub remote: IpAddr,
+}
+
+/// Addresses whose `x-forwarded-for` is believed.
+#[derive(Clone, Debug, Default)]
+pub struct TrustedProxies(pub Vec<IpAddr>);
+
+impl TrustedProxies {
+    /// Returns the nearest address that is not a trusted proxy.
+    fn client(&self, peer: IpAddr, forwarded: Option<&str>) -> IpAddr {
+        if !self.0.contains(&peer) {
+            return peer;
+        }
+        let hops =
+            forwarded.unwrap_or_default().rsplit(',').map_while(|hop| hop.trim().parse().ok());
+        let mut last = peer;
+        for hop in hops {
+            last = hop;
+            if !self.0.contains(&hop) {
+                break;
+            }
+        }
+        last
+    }
+}
+
+/// Gives the request its [`RequestInfo`] and turns a [`Problem`] into its JSON.
+pub async fn frame_request(
+    State(proxies): State<TrustedProxies>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let id = Uuid::now_v7().to_string();
+    let peer = request
+        .extensions()
+        .get::<ConnectInfo<SocketAddr>>()
+        .map_or(IpAddr::from([127, 0, 0, 1]), |info| info.0.ip());
+    let forwarded = request.headers().get("x-forwarded-for").and_then(|v| v.to_str().ok());
+    let remote = proxies.client(peer.to_canonical(), forwarded);
+    request.extensions_mut().insert(RequestInfo { id: id.clone(), remote });
+
+    let mut response = next.run(request).await;
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        response = render(&problem, &id);
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+fn render(problem: &Problem, request_id: &str) -> Response {
+    let body = ProblemBody {
+        kind: "about:blank",
+        title: problem.status.canonical_reason().unwrap_or_default().to_owned(),
+        status: problem.status.as_u16(),
+        code: problem.code.to_owned(),
+        detail: problem.detail.clone(),
+        request_id: request_id.to_owned(),
+        data: problem.data.clone(),
+    };
+    let kind = [(header::CONTENT_TYPE, "application/problem+json")];
+    (problem.status, kind, Json(body)).into_response()
+}
+
+/// Answers a path that does not exist.
+pub async fn no_such_path() -> Problem {
+    Problem::not_found("no_such_path", "there is nothing here; the API is under /api/v1")
+}
+
+/// Answers a path that exists with a method that does not.
+pub async fn no_such_method() -> Problem {
+    Problem {
+        status: StatusCode::METHOD_NOT_ALLOWED,
+        code: "no_such_method",
+        detail: "this path does not take this method; /api/v1/openapi.json says which it takes"
+            .to_owned(),
+        data: None,
+    }
+}
+
+/// A JSON body, with every way of being wrong turned into a [`Problem`].
+#[derive(Debug)]
+pub struct Body<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        match Json::<T>::from_request(request, state).await {
+            Ok(Json(value)) => Ok(Self(value)),
+            Err(JsonRejection::MissingJsonContentType(_)) => Err(Problem::bad_request(
+                "not_json",
+                "send the body as JSON, with content-type: application/json",
+            )),
+            Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(Problem {
+                status: StatusCode::PAYLOAD_TOO_LARGE,
+                code: "too_large",
+                detail: format!("the body is over {BODY_LIMIT} bytes"),
+                data: None,
+            }),
+            Err(JsonRejection::JsonDataError(error)) => {
+                Err(Problem::invalid("bad_field", error.body_text()))
+            }
+            Err(rejection) => Err(Problem::bad_request("bad_json", rejection.body_text())),
+        }
+    }
+}
+
+/// Query parameters, with every way of being wrong turned into a [`Problem`].
+#[derive(Debug)]
+pub struct Query<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> axum::extract::FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(
+        parts: &mut axum::http::request::Parts,
+        state: &S,
+    ) -> Result<Self, Problem> {
+        match axum::extract::Query::<T>::from_request_parts(parts, state).await {
+            Ok(axum::extract::Query(value)) => Ok(Self(value)),
+            Err(rejection) => Err(Problem::bad_request("bad_query", rejection.body_text())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forwarded_addresses_are_believed_from_trusted_proxies_alone() {
+        let (proxy, client, forged): (IpAddr, IpAddr, IpAddr) =
+            ("10.0.0.1".parse().unwrap(), "1.2.3.4".parse().unwrap(), "9.9.9.9".parse().unwrap());
+        let trusted = TrustedProxies(vec![proxy]);
+
+        assert_eq!(trusted.client(client, Some("9.9.9.9")), client);
+        assert_eq!(trusted.client(proxy, Some("9.9.9.9, 1.2.3.4")), client);
+        assert_eq!(trusted.client(proxy, Some("9.9.9.9")), forged);
+        assert_eq!(trusted.client(proxy, None), proxy);
+    }
+}

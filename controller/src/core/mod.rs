@@ -1,0 +1,9 @@
+//! What every room shares. Imports nothing of the layers above it.
+
+pub mod audit;
+pub mod db;
+pub mod error;
+pub mod event;
+pub mod http;
+pub mod page;
+pub mod seal;

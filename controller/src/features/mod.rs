@@ -1,0 +1,53 @@
+//! The rooms: everything about one noun in one folder.
+
+use std::sync::Arc;
+
+use axum::extract::FromRef;
+use tianqi_common::clock::SharedClock;
+
+use crate::authz::Authz;
+use crate::config::Config;
+use crate::core::db::Db;
+use crate::core::event::Events;
+use crate::core::seal::Seal;
+
+/// What a room may reach. There is no lock in it: state behind a lock belongs to its task.
+#[derive(Clone, Debug)]
+pub struct Ctx {
+    /// The database.
+    pub db: Db,
+    /// What the time is.
+    pub clock: Clock,
+    /// "Something changed".
+    pub events: Events,
+    /// Secrets at rest.
+    pub seal: Arc<Seal>,
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// Who may do what.
+    pub authz: Authz,
+}
+
+/// A clock that can be printed, so that everything that holds one can be.
+#[derive(Clone)]
+pub struct Clock(pub SharedClock);
+
+impl std::fmt::Debug for Clock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+impl std::ops::Deref for Clock {
+    type Target = dyn tianqi_common::clock::Clock;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+impl FromRef<Ctx> for Authz {
+    fn from_ref(ctx: &Ctx) -> Self {
+        ctx.authz.clone()
+    }
+}
