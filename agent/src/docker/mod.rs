@@ -5,10 +5,13 @@
 //! Containers are recognised by the label [`label::INSTANCE`]; nothing without it is ever touched.
 
 pub mod attach;
+pub mod endpoint;
+pub mod engine;
 pub mod error;
 pub mod handle;
 pub mod label;
 pub mod model;
+pub mod pull;
 
 use std::time::Duration;
 
@@ -19,6 +22,8 @@ use tianqi_common::wire::inventory::DockerEngine;
 use tianqi_common::wire::stream::{PtySize, RegistryCredentials};
 
 pub use attach::{ExecReader, ExecSession, ExecWriter, Output, OutputKind};
+pub use endpoint::Endpoint;
+pub use engine::Engine;
 pub use error::DockerError;
 pub use handle::DockerHandle;
 pub use model::{

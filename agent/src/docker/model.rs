@@ -130,6 +130,8 @@ pub struct EngineFacts {
     pub storage_driver: String,
     /// Such as `extfs` or `xfs`.
     pub backing_filesystem: String,
+    /// Whether that filesystem limits directories by project (xfs with `pquota`).
+    pub project_quota: bool,
     /// Where the engine keeps its data, on its machine.
     pub root_dir: String,
     /// Qualified names of the CDI devices that the engine lists, such as `nvidia.com/gpu=GPU-…`.
