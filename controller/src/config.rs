@@ -260,3 +260,41 @@ impl Config {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("controller.toml");
+        std::fs::write(&file, text).unwrap();
+        Config::load(&file, true)
+    }
+
+    #[test]
+    fn the_example_file_holds_every_key_with_its_default() {
+        let example = include_str!("../../deploy/controller.example.toml");
+
+        let loaded = load(example).unwrap();
+
+        assert_eq!(format!("{loaded:?}"), format!("{:?}", Config::default()));
+    }
+
+    #[test]
+    fn an_unknown_key_and_a_value_that_cannot_work_are_refused_by_name() {
+        assert!(load("[http]\nlistne = \"x\"").is_err());
+        let error = load("[http]\ntls_cert = \"/x\"").unwrap_err().to_string();
+        assert!(error.contains("http.tls_cert"), "{error}");
+        let error = load("[database]\nurl = \"oracle:x\"").unwrap_err().to_string();
+        assert!(error.contains("database.url"), "{error}");
+    }
+
+    #[test]
+    fn the_database_password_is_never_printed() {
+        let mut config = Config::default();
+        config.database.url = "postgres://u:hunter2@h/d".to_owned();
+
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod db;
+pub mod epoch;
 pub mod error;
 pub mod event;
 pub mod http;

@@ -1,5 +1,7 @@
 //! A fresh database on each of the three engines, for tests.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "tests end here when a server is missing")]
+
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use sqlx::{AssertSqlSafe, Connection, Executor};

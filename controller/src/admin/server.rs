@@ -1,0 +1,99 @@
+//! The controller's side of the admin socket.
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tianqi_common::wire::frame::{self, Limit};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::{Reply, Request, backup, socket_path};
+use crate::core::audit::{self, Doer, Entry, Outcome};
+use crate::features::Ctx;
+
+/// Commands at once; another waits.
+const MAX_COMMANDS: usize = 32;
+
+/// Listens at `<data_dir>/admin.sock` until `cancel`; a restore cancels `restart`.
+///
+/// # Errors
+///
+/// When the socket cannot be made.
+pub fn listen(
+    ctx: Ctx,
+    cancel: CancellationToken,
+) -> Result<impl Future<Output = ()> + Send + 'static> {
+    let path = socket_path(&ctx.config.data_dir);
+    if path.exists() {
+        // A socket without a listener is left by a process that was killed.
+        std::fs::remove_file(&path)
+            .with_context(|| format!("cannot replace {}", path.display()))?;
+    }
+    let listener = UnixListener::bind(&path)
+        .with_context(|| format!("cannot listen at {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(async move {
+        let slots = Arc::new(Semaphore::new(MAX_COMMANDS));
+        loop {
+            let accepted = tokio::select! {
+                () = cancel.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            let Ok((stream, _)) = accepted else { continue };
+            let Ok(slot) = slots.clone().acquire_owned().await else { break };
+            let (ctx, cancel) = (ctx.clone(), cancel.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = cancel.cancelled() => {}
+                    ended = serve(ctx, stream, &cancel) => if let Err(error) = ended {
+                        tracing::debug!(error = format!("{error:#}"), "admin connection ended");
+                    },
+                }
+                drop(slot);
+            });
+        }
+        let _ = std::fs::remove_file(&path);
+    })
+}
+
+async fn serve(ctx: Ctx, mut stream: UnixStream, restart: &CancellationToken) -> Result<()> {
+    let Some(request) = frame::read::<Request, _>(&mut stream, Limit::OPEN).await? else {
+        return Ok(());
+    };
+    let is_restore = matches!(request, Request::Restore { .. });
+    let outcome = match request {
+        Request::ResetPassword { .. } | Request::Exec { .. } => Err(anyhow::anyhow!("not served")),
+        Request::Backup { file } => {
+            let done = backup::backup(&ctx.db, &file).await;
+            note(&ctx, "local:backup", &file.display().to_string(), &done).await?;
+            done
+        }
+        Request::Restore { file } => {
+            let done = backup::prepare_restore(&ctx.config, &ctx.db, &file).await;
+            note(&ctx, "local:restore", &file.display().to_string(), &done).await?;
+            done.map(|()| "the copy is in place; the controller starts again with it".to_owned())
+        }
+    };
+    let is_done = outcome.is_ok();
+    let reply = outcome.map_or_else(|error| Reply::Failed(format!("{error:#}")), Reply::Done);
+    frame::write(&mut stream, &reply, Limit::OPEN).await?;
+    if is_restore && is_done {
+        restart.cancel();
+    }
+    Ok(())
+}
+
+async fn note<T>(ctx: &Ctx, action: &'static str, target: &str, done: &Result<T>) -> Result<()> {
+    let entry = Entry {
+        doer: &Doer::local(),
+        action,
+        target_kind: "database",
+        target_id: target.to_owned(),
+        outcome: if done.is_ok() { Outcome::Done } else { Outcome::Failed },
+        detail: serde_json::json!({}),
+    };
+    audit::record_alone(&ctx.db, ctx.clock.now(), &entry).await?;
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! Composition root: opens things, mounts every room, owns the order of shutdown.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
+use tianqi_common::clock::SharedClock;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::admin;
+use crate::authz::Authz;
+use crate::config::Config;
+use crate::core::db::Db;
+use crate::core::event::Events;
+use crate::core::http::{BODY_LIMIT, TrustedProxies, frame_request, no_such_method, no_such_path};
+use crate::core::seal::Seal;
+use crate::features::{Clock, Ctx};
+
+/// How long open requests may take to end once the process was asked to.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// The API's description before the rooms add their paths.
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Tianqi",
+    description = "GPU computers as one pool: instances, nodes, images, specs.",
+    license(name = "Apache-2.0", identifier = "Apache-2.0")
+))]
+struct ApiDoc;
+
+/// A controller that serves.
+#[derive(Debug)]
+pub struct Running {
+    /// Where console and API listen.
+    pub http: SocketAddr,
+    /// What the rooms reach; tests and the admin socket use it.
+    pub ctx: Ctx,
+    cancel: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Opens everything and begins to serve.
+///
+/// # Errors
+///
+/// When the data directory, the database, a key or a port cannot be used; the message says which.
+pub async fn start(config: Config, clock: SharedClock) -> Result<Running> {
+    config.check()?;
+    make_data_dir(&config.data_dir)?;
+    let ctx = open(config, clock).await?;
+    let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
+
+    let listener = TcpListener::bind(ctx.config.http.listen)
+        .await
+        .with_context(|| format!("http.listen: cannot listen on {}", ctx.config.http.listen))?;
+    let http = listener.local_addr()?;
+    let service = router(&ctx).into_make_service_with_connect_info::<SocketAddr>();
+    let stop = cancel.clone().cancelled_owned();
+    tasks.spawn(async move {
+        if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(stop).await {
+            tracing::error!(%error, "the API stopped serving");
+        }
+    });
+    tasks.spawn(admin::listen(ctx.clone(), cancel.clone())?);
+    tracing::info!("console and API on {http}");
+    Ok(Running { http, ctx, cancel, tasks })
+}
+
+impl Running {
+    /// Returns when the process was asked to stop by [`Running::stop_soon`].
+    pub async fn stopping(&self) {
+        self.cancel.cancelled().await;
+    }
+
+    /// Asks everything to end without waiting for it.
+    pub fn stop_soon(&self) {
+        self.cancel.cancel();
+    }
+
+    /// Ends everything: first what takes in work, then what does it, then the database.
+    pub async fn stop(self) {
+        self.cancel.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
+            tracing::warn!("some requests were still open after {DRAIN:?} and were cut off");
+        }
+        self.ctx.db.close().await;
+    }
+}
+
+fn make_data_dir(path: &Path) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("data_dir: cannot make {}", path.display()))
+}
+
+async fn open(config: Config, clock: SharedClock) -> Result<Ctx> {
+    let seal = Seal::open_or_create(&config.data_dir.join("master.key"))?;
+    let db = Db::open(&config.database_url(), config.database.max_connections)
+        .await
+        .context("database.url: the database cannot be opened")?;
+    let authz = Authz {
+        db: db.clone(),
+        clock: clock.clone(),
+        sessions: config.session_rules(),
+        public_origin: config.public_origin(),
+    };
+    Ok(Ctx {
+        db,
+        clock: Clock(clock),
+        events: Events::new(),
+        seal: Arc::new(seal),
+        config: Arc::new(config),
+        authz,
+    })
+}
+
+/// Every room of the API, one line each.
+fn rooms() -> OpenApiRouter<Ctx> {
+    OpenApiRouter::with_openapi(ApiDoc::openapi())
+}
+
+/// Returns the API's description as JSON.
+///
+/// # Errors
+///
+/// When it cannot be written as JSON.
+pub fn openapi() -> Result<String> {
+    let (_, description) = split();
+    Ok(description.to_pretty_json()?)
+}
+
+fn split() -> (Router<Ctx>, utoipa::openapi::OpenApi) {
+    OpenApiRouter::new().nest("/api/v1", rooms()).split_for_parts()
+}
+
+/// Makes the whole HTTP service; tests call it without a port.
+pub fn router(ctx: &Ctx) -> Router {
+    let (api, _description) = split();
+    let proxies = TrustedProxies(ctx.config.http.trusted_proxies.clone());
+    api.fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(from_fn_with_state(proxies, frame_request))
+        .with_state(ctx.clone())
+}
