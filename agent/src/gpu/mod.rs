@@ -10,11 +10,17 @@
 //! filesystem of its own, and [`hami`] puts the four together.
 
 pub mod collector;
+pub mod elf;
 pub mod fake;
+pub mod hami;
 pub mod inject;
+pub mod library;
 pub mod nvml;
 pub mod pci;
+pub mod region;
 pub mod simulate;
+pub mod slice;
+pub mod tmpfs;
 
 use tianqi_common::wire::desired::GpuUuid;
 use tianqi_common::wire::inventory::GpuInventory;
