@@ -40,6 +40,23 @@ if command -v shellcheck >/dev/null; then
     shellcheck deploy/local/*.sh tests/*.sh tests/src/*.sh .ci/run
 fi
 
+step "systemd units"
+if command -v systemd-analyze >/dev/null; then
+    units=$(mktemp -d)
+    trap 'rm -rf "$units"' EXIT
+    for unit in systemd/*.service; do
+        # The programs are not installed here; everything else is checked as it stands.
+        sed 's#/usr/local/bin/tianqi-[a-z]*#/bin/true#' "$unit" >"$units/$(basename "$unit")"
+        complaints=$(systemd-analyze verify --man=no "$units/$(basename "$unit")" 2>&1 || true)
+        complaints=$(grep -F "$(basename "$unit")" <<<"$complaints" || true)
+        [ -z "$complaints" ] || { echo "$complaints" >&2; exit 1; }
+        echo "$(basename "$unit"): $(systemd-analyze security --offline=true \
+            "$units/$(basename "$unit")" 2>/dev/null | tail -n 1)"
+    done
+else
+    echo "no systemd here; the units are not checked"
+fi
+
 step "architecture"
 cargo test -p tianqi-tests --locked --test architecture
 
