@@ -7,3 +7,4 @@ pub mod config;
 pub mod core;
 pub mod features;
 pub mod serve;
+pub mod link;

@@ -1,6 +1,7 @@
 //! What every room shares. Imports nothing of the layers above it.
 
 pub mod audit;
+pub mod ca;
 pub mod db;
 pub mod epoch;
 pub mod error;
