@@ -6,5 +6,5 @@ pub mod authz;
 pub mod config;
 pub mod core;
 pub mod features;
-pub mod serve;
 pub mod link;
+pub mod serve;
