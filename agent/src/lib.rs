@@ -3,3 +3,4 @@
 pub mod docker;
 pub mod gpu;
 pub mod streams;
+pub mod telemetry;
