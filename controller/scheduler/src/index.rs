@@ -183,7 +183,7 @@ impl Index {
         self.class_of
             .iter()
             .filter(move |(models, _)| {
-                (tier == Tier::NodesWithoutCards) == models.is_empty()
+                (tier == Tier::CpuNodes) == models.is_empty()
                     && model.is_none_or(|model| models.iter().any(|has| same_model(has, model)))
             })
             .filter_map(|(_, class)| self.classes.get(*class))
@@ -250,9 +250,7 @@ impl Search<'_> {
 
     fn is_in_tier(&self, slot: Slot) -> bool {
         let node = self.nodes.get(slot).and_then(Option::as_ref);
-        node.is_some_and(|node| {
-            (self.tier == Tier::NodesWithoutCards) == node.capacity.gpus.is_empty()
-        })
+        node.is_some_and(|node| (self.tier == Tier::CpuNodes) == node.capacity.gpus.is_empty())
     }
 
     fn fits(&self, slot: Slot) -> bool {
@@ -262,7 +260,7 @@ impl Search<'_> {
         }
         let Some(Some(node)) = self.nodes.get(slot) else { return false };
         check(node, self.request, Fleet::Now, Cards::All).is_ok()
-            && (self.tier != Tier::OpenCards || pick(node, self.request).joins)
+            && (self.tier != Tier::OpenCard || pick(node, self.request).joins)
     }
 }
 

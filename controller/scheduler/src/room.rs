@@ -61,7 +61,7 @@ impl Room {
             GpuRequest::Slice { memory, cores, .. } => {
                 let open = self.open_memory >= *memory && self.open_cores >= *cores;
                 let empty = self.empty_memory >= *memory;
-                open && tier != Tier::EmptyCards || empty && tier != Tier::OpenCards
+                open && tier != Tier::EmptyCard || empty && tier != Tier::OpenCard
             }
         }
     }
@@ -70,21 +70,21 @@ impl Room {
 /// Nodes that serve a request's purpose equally; tiers are searched best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tier {
-    NodesWithoutCards,
-    NodesWithCards,
+    CpuNodes,
+    GpuNodes,
     /// Slices only: a card that holds slices already.
-    OpenCards,
+    OpenCard,
     /// Slices only: an empty card.
-    EmptyCards,
+    EmptyCard,
 }
 
 impl Tier {
     pub(crate) fn of(request: &Request) -> &'static [Self] {
         match (&request.gpu, request.policy) {
-            (GpuRequest::None, _) => &[Self::NodesWithoutCards, Self::NodesWithCards],
-            (GpuRequest::Slice { .. }, Policy::BinPack) => &[Self::OpenCards, Self::EmptyCards],
+            (GpuRequest::None, _) => &[Self::CpuNodes, Self::GpuNodes],
+            (GpuRequest::Slice { .. }, Policy::BinPack) => &[Self::OpenCard, Self::EmptyCard],
             (GpuRequest::Slice { .. }, Policy::Spread) | (GpuRequest::Whole { .. }, _) => {
-                &[Self::NodesWithCards]
+                &[Self::GpuNodes]
             }
         }
     }

@@ -7,7 +7,7 @@ use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
 use tianqi_common::id::NodeId;
 
-use crate::feasible::{Cards, Fleet, Node, check};
+use crate::feasible::{Cards, Fleet, Node, check, valid};
 use crate::model::Request;
 use crate::reason::Reason;
 use crate::snapshot::Snapshot;
@@ -153,8 +153,7 @@ impl Tally {
 
 fn summary(reasons: &[ReasonCount], request: &Request, fleet: Fleet) -> String {
     let first = |count: &ReasonCount| count.examples.first().cloned();
-    let invalid = reasons.iter().filter_map(first).map(|refusal| refusal.reason);
-    if let Some(invalid) = invalid.into_iter().find(|reason| reason.code() == "invalid_request") {
+    if let Err(invalid) = valid(request) {
         return invalid.to_string();
     }
     if reasons.is_empty() {
