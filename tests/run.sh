@@ -24,6 +24,8 @@ step "binaries"
 cargo build --workspace --bins --locked
 cargo build -p tianqi-fake-nvml --locked
 deploy/local/guest.sh
+TIANQI_TEST_BINARIES=$(cd "${CARGO_TARGET_DIR:-target}/debug" && pwd)
+export TIANQI_TEST_BINARIES
 
 step "tests"
 log=$(mktemp)

@@ -1,15 +1,14 @@
 //! Equipment of the whole-path tests: real engines, images, databases, controllers and agents.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::disallowed_methods,
-    clippy::missing_panics_doc,
-    reason = "test equipment fails by panicking, and waits on the real clock"
-)]
-
+pub mod binaries;
+pub mod client;
 pub mod deadline;
 pub mod dockerd;
 pub mod images;
+pub mod process;
+
+/// Chooses the one crypto provider of this process; every test that makes TLS or an HTTP client
+/// calls it first, as often as it likes.
+pub fn install_crypto() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
