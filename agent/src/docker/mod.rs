@@ -12,6 +12,7 @@ pub mod handle;
 pub mod label;
 pub mod model;
 pub mod pull;
+pub mod spec;
 
 use std::time::Duration;
 

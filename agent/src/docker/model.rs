@@ -79,6 +79,8 @@ pub struct CreateContainer {
     pub entrypoint: Vec<String>,
     /// Arguments; the image's own when empty and `entrypoint` is empty too.
     pub cmd: Vec<String>,
+    /// Whether its input stays open, so that a shell waits instead of ending.
+    pub keep_stdin_open: bool,
     /// `NAME=value`.
     pub env: Vec<String>,
     /// Labels.

@@ -33,7 +33,7 @@ fn body(container: &CreateContainer) -> ContainerCreateBody {
         labels: Some(container.labels.clone().into_iter().collect()),
         // Output of a terminal cannot be told apart, and its logs are read by line.
         tty: Some(false),
-        open_stdin: Some(false),
+        open_stdin: Some(container.keep_stdin_open),
         host_config: Some(host(container)),
         ..Default::default()
     }
@@ -47,7 +47,7 @@ fn host(container: &CreateContainer) -> HostConfig {
         memory: Some(container.memory_bytes),
         memory_swap: Some(container.memory_bytes),
         pids_limit: Some(container.pids_limit),
-        shm_size: Some(container.shm_bytes),
+        shm_size: Some(container.shm_bytes).filter(|bytes| *bytes > 0),
         cap_drop: Some(container.cap_drop.clone()),
         security_opt: Some(container.security_opt.clone()),
         restart_policy: Some(RestartPolicy {
