@@ -20,11 +20,13 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::admin;
 use crate::authz::Authz;
 use crate::config::Config;
+use crate::core::ca::{self, Lifetimes};
 use crate::core::db::Db;
 use crate::core::event::Events;
 use crate::core::http::{BODY_LIMIT, TrustedProxies, frame_request, no_such_method, no_such_path};
 use crate::core::seal::Seal;
 use crate::features::{Clock, Ctx};
+use crate::link::Link;
 
 /// How long open requests may take to end once the process was asked to.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -117,6 +119,9 @@ async fn open(config: Config, clock: SharedClock) -> Result<Ctx> {
         sessions: config.session_rules(),
         public_origin: config.public_origin(),
     };
+    let agent = Duration::from_secs(u64::from(config.agents.certificate_days) * 24 * 3_600);
+    let lifetimes = Lifetimes { agent, ..Lifetimes::default() };
+    let ca = ca::store::open(&db, &seal, lifetimes, clock.now()).await?;
     Ok(Ctx {
         db,
         clock: Clock(clock),
@@ -124,6 +129,8 @@ async fn open(config: Config, clock: SharedClock) -> Result<Ctx> {
         seal: Arc::new(seal),
         config: Arc::new(config),
         authz,
+        link: Link::default(),
+        ca: Arc::new(ca),
     })
 }
 

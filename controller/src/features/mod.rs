@@ -7,9 +7,11 @@ use tianqi_common::clock::SharedClock;
 
 use crate::authz::Authz;
 use crate::config::Config;
+use crate::core::ca::Ca;
 use crate::core::db::Db;
 use crate::core::event::Events;
 use crate::core::seal::Seal;
+use crate::link::Link;
 
 /// What a room may reach. There is no lock in it: state behind a lock belongs to its task.
 #[derive(Clone, Debug)]
@@ -26,6 +28,10 @@ pub struct Ctx {
     pub config: Arc<Config>,
     /// Who may do what.
     pub authz: Authz,
+    /// Nodes and instances.
+    pub link: Link,
+    /// Who signs the agents' certificates.
+    pub ca: Arc<Ca>,
 }
 
 /// A clock that can be printed, so that everything that holds one can be.
