@@ -5,6 +5,7 @@
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     clippy::disallowed_methods,
     missing_docs,
     reason = "a benchmark prints, stops at the first surprise and reads the machine's clock"
@@ -260,7 +261,8 @@ fn main() {
     let mut apart = Fleet::new(10_000).fill(50_000, spread);
     apart.measure(50_000, true, spread).print(&format!("place spread, {title}, coming and going"));
     let mut full = Fleet::new(10_000).fill(1_000_000, slices);
-    let title = format!("10000 full nodes x 8 cards x {} instances", full.placed.len());
+    let title =
+        format!("beyond the bar: 10000 full nodes x 8 cards x {} instances", full.placed.len());
     full.measure(5_000, true, slices).print(&format!("place slices, {title}"));
     bench_queue(&mut ten, 1_000);
 }

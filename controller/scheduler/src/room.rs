@@ -5,15 +5,27 @@ use tianqi_common::unit::{CorePercent, DiskGib, GpuMemoryMib, MemoryMib, Millico
 use crate::feasible::{Fleet, has_slice_room, host_free, is_whole_room};
 use crate::model::{GpuRequest, NodeCapacity, Policy, Request};
 
+/// Free cores by which the open cards of a node are told apart. A card with much memory and few
+/// cores and one with the reverse must not look like one card with much of both.
+const CORE_STEPS: [CorePercent; 7] = [
+    CorePercent(0),
+    CorePercent(5),
+    CorePercent(10),
+    CorePercent(20),
+    CorePercent(30),
+    CorePercent(50),
+    CorePercent(75),
+];
+
 /// The largest free amounts of a node, or of every node in a bucket.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Room {
     cpu: Millicores,
     memory: MemoryMib,
     disk: DiskGib,
-    /// Over cards that hold a slice and may hold another.
-    open_memory: GpuMemoryMib,
-    open_cores: CorePercent,
+    /// Over cards that hold a slice and may hold another, by least free cores: one entry for each
+    /// of [`CORE_STEPS`].
+    open_memory: [GpuMemoryMib; CORE_STEPS.len()],
     /// Over empty cards that may be cut.
     empty_memory: GpuMemoryMib,
     whole_cards: u32,
@@ -33,8 +45,11 @@ impl Room {
             if gpu.is_empty() {
                 room.empty_memory = room.empty_memory.max(gpu.free_memory());
             } else {
-                room.open_memory = room.open_memory.max(gpu.free_memory());
-                room.open_cores = room.open_cores.max(gpu.free_cores());
+                for (memory, cores) in room.open_memory.iter_mut().zip(CORE_STEPS) {
+                    if gpu.free_cores() >= cores {
+                        *memory = gpu.free_memory().max(*memory);
+                    }
+                }
             }
         }
         room
@@ -44,8 +59,9 @@ impl Room {
         self.cpu = self.cpu.max(other.cpu);
         self.memory = self.memory.max(other.memory);
         self.disk = self.disk.max(other.disk);
-        self.open_memory = self.open_memory.max(other.open_memory);
-        self.open_cores = self.open_cores.max(other.open_cores);
+        for (memory, other) in self.open_memory.iter_mut().zip(other.open_memory) {
+            *memory = other.max(*memory);
+        }
         self.empty_memory = self.empty_memory.max(other.empty_memory);
         self.whole_cards = self.whole_cards.max(other.whole_cards);
     }
@@ -59,7 +75,9 @@ impl Room {
             GpuRequest::None => true,
             GpuRequest::Whole { count, .. } => self.whole_cards >= *count,
             GpuRequest::Slice { memory, cores, .. } => {
-                let open = self.open_memory >= *memory && self.open_cores >= *cores;
+                let steps = self.open_memory.iter().zip(CORE_STEPS);
+                let reached = steps.rev().find(|(_, step)| step <= cores);
+                let open = reached.is_some_and(|(most, _)| most >= memory);
                 let empty = self.empty_memory >= *memory;
                 open && tier != Tier::EmptyCard || empty && tier != Tier::OpenCard
             }
