@@ -1,6 +1,8 @@
 //! One per GPU node: the local Docker engine, NVML, slices and the streams of a controller.
 
 pub mod docker;
+pub mod doctor;
 pub mod gpu;
+pub mod inventory;
 pub mod streams;
 pub mod telemetry;
