@@ -5,5 +5,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-deploy/local/prerequisites.sh run
-cargo bench --locked -p tianqi-scheduler -p tianqi-tests --benches "$@"
+deploy/local/prerequisites.sh build
+cargo bench --locked -p tianqi-scheduler --benches "$@"
