@@ -25,8 +25,8 @@ spawn() {
 # Prints the process id of a program that was started here and lives.
 pid_of() {
     local pid
-    pid=$(cat "$state/run/$1.pid" 2>/dev/null) || return 1
-    tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q "$1" && echo "$pid"
+    pid=$(cat "$state/run/$1.pid" 2>/dev/null) && [ -r "/proc/$pid/cmdline" ] || return 1
+    tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q "$1" && echo "$pid"
 }
 is_alive() { pid_of "$1" >/dev/null; }
 

@@ -19,13 +19,14 @@ profile=${PROFILE:-debug}
 main() {
     step "prerequisites"
     deploy/local/prerequisites.sh run
-    umask 077
+    mkdir -p -m 700 "$state"
     mkdir -p "$state/controller" "$state/agent" "$state/log" "$state/run"
     exec 9>"$state/run/lock"
     flock -n 9 || fail "another make run is going on in this checkout"
 
     step "building (a few minutes the first time)"
     build
+    umask 077
     trap stop_all EXIT
     trap 'exit 130' INT TERM
 
