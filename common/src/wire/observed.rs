@@ -98,6 +98,11 @@ pub enum ContainerState {
     Unknown,
 }
 
+/// How the message of [`ContainerState::Exited`] begins when the agent itself ended the instance
+/// for going over its limits. Such an end holds, whatever the restart policy, until a person says
+/// otherwise.
+pub const STOPPED_BY_WATCHDOG: &str = "stopped by the watchdog";
+
 /// A limit of an instance and whether the node holds it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitState {

@@ -199,6 +199,8 @@ create table instances (
     container_id longtext,
     container_name longtext not null,
     limits longtext not null,
+    gpus longtext not null,
+    fail_if_full boolean not null,
     exit_code bigint,
     restarts bigint not null,
     queued_at bigint not null,

@@ -199,6 +199,8 @@ create table instances (
     container_id text,
     container_name text not null,
     limits text not null,
+    gpus text not null,
+    fail_if_full boolean not null,
     exit_code bigint,
     restarts bigint not null,
     queued_at bigint not null,

@@ -199,6 +199,8 @@ create table instances (
     container_id text,
     container_name text not null,
     limits text not null,
+    gpus text not null,
+    fail_if_full boolean not null,
     exit_code integer,
     restarts integer not null,
     queued_at integer not null,

@@ -1,5 +1,7 @@
 //! The rooms: everything about one noun in one folder.
 
+pub mod instances;
+
 use std::sync::Arc;
 
 use axum::extract::FromRef;

@@ -1,0 +1,1 @@
+//! The room with a real database.
