@@ -25,7 +25,7 @@ use crate::core::db::Db;
 use crate::core::event::Events;
 use crate::core::http::{BODY_LIMIT, TrustedProxies, frame_request, no_such_method, no_such_path};
 use crate::core::seal::Seal;
-use crate::features::{Clock, Ctx};
+use crate::features::{Clock, Ctx, instances};
 use crate::link::Link;
 
 /// How long open requests may take to end once the process was asked to.
@@ -136,7 +136,7 @@ async fn open(config: Config, clock: SharedClock) -> Result<Ctx> {
 
 /// Every room of the API, one line each.
 fn rooms() -> OpenApiRouter<Ctx> {
-    OpenApiRouter::with_openapi(ApiDoc::openapi())
+    OpenApiRouter::with_openapi(ApiDoc::openapi()).merge(instances::router())
 }
 
 /// Returns the API's description as JSON.
