@@ -2,6 +2,7 @@
 
 pub mod binaries;
 pub mod client;
+pub mod cluster;
 pub mod deadline;
 pub mod dockerd;
 pub mod images;
