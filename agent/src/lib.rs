@@ -1,8 +1,11 @@
 //! One per GPU node: the local Docker engine, NVML, slices and the streams of a controller.
 
+pub mod config;
 pub mod docker;
 pub mod doctor;
+pub mod enroll;
 pub mod gpu;
 pub mod inventory;
+pub mod link;
 pub mod streams;
 pub mod telemetry;
