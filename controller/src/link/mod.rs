@@ -65,6 +65,8 @@ pub enum AgentEvent {
         boot: BootId,
         /// Which leg failed, in words.
         reason: String,
+        /// When the agent was last heard: now, or some seconds ago when it fell silent.
+        heard_at: UnixMillis,
     },
     /// What the machine is.
     Inventory(NodeId, Box<NodeInventory>),

@@ -161,7 +161,12 @@ pub(super) async fn serve<D: NodeDirectory>(shared: Arc<Shared<D>>, quic: Connec
         let reason = run(&shared, &connected, &serial, (send, recv), outbox, answer).await;
         tracing::info!(node.id = %node, "the agent of node {node} is gone: {reason}");
         shared.registry.leave(&connected);
-        let gone = AgentEvent::Disconnected { node, boot: connected.boot, reason };
+        let silence = match connected.quic.close_reason() {
+            Some(ConnectionError::TimedOut) => IDLE_TIMEOUT_S,
+            _ => 0,
+        };
+        let heard_at = UnixMillis(shared.clock.now().0 - 1_000 * silence.cast_signed());
+        let gone = AgentEvent::Disconnected { node, boot: connected.boot, reason, heard_at };
         let _ = shared.events.send(gone).await;
     } else {
         shared.registry.leave(&connected);
