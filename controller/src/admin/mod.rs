@@ -6,6 +6,7 @@
 
 pub mod backup;
 pub mod client;
+mod exec;
 mod server;
 mod terminal;
 

@@ -9,7 +9,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{Reply, Request, backup, socket_path};
+use super::{Reply, Request, backup, exec, socket_path};
 use crate::core::audit::{self, Doer, Entry, Outcome};
 use crate::features::Ctx;
 
@@ -64,7 +64,13 @@ async fn serve(ctx: Ctx, mut stream: UnixStream, restart: &CancellationToken) ->
     };
     let is_restore = matches!(request, Request::Restore { .. });
     let outcome = match request {
-        Request::ResetPassword { .. } | Request::Exec { .. } => Err(anyhow::anyhow!("not served")),
+        Request::Exec { instance, argv, pty } => {
+            match exec::run(&ctx, &mut stream, &instance, argv, pty).await {
+                Ok(()) => return Ok(()),
+                Err(error) => Err(error),
+            }
+        }
+        Request::ResetPassword { .. } => Err(anyhow::anyhow!("not served")),
         Request::Backup { file } => {
             let done = backup::backup(&ctx.db, &file).await;
             note(&ctx, "local:backup", &file.display().to_string(), &done).await?;

@@ -89,6 +89,21 @@ pub struct Actor {
 }
 
 impl Actor {
+    /// Stands for whoever sits at the controller's machine, whom the kernel has let through.
+    #[must_use]
+    pub fn local() -> Self {
+        Self {
+            id: UserId(Uuid::nil()),
+            name: "local".to_owned(),
+            role: Role::Admin,
+            session: Uuid::nil(),
+            expires_at: UnixMillis(i64::MAX),
+            must_change_password: false,
+            remote_address: String::new(),
+            request_id: String::new(),
+        }
+    }
+
     /// Returns who this is for the audit.
     #[must_use]
     pub fn doer(&self) -> Doer {
