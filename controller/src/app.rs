@@ -9,7 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::extract::connect_info::Connected;
 use axum::middleware::from_fn_with_state;
+use axum::serve::{IncomingStream, Listener, ListenerExt};
 use tianqi_common::clock::SharedClock;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -25,7 +27,8 @@ use crate::core::db::Db;
 use crate::core::event::Events;
 use crate::core::http::{BODY_LIMIT, TrustedProxies, frame_request, no_such_method, no_such_path};
 use crate::core::seal::Seal;
-use crate::features::{Clock, Ctx, instances};
+use crate::core::tls::{self, TlsListener};
+use crate::features::{self, Clock, Ctx};
 use crate::link::Link;
 
 /// How long open requests may take to end once the process was asked to.
@@ -66,13 +69,22 @@ pub async fn start(config: Config, clock: SharedClock) -> Result<Running> {
         .await
         .with_context(|| format!("http.listen: cannot listen on {}", ctx.config.http.listen))?;
     let http = listener.local_addr()?;
-    let service = router(&ctx).into_make_service_with_connect_info::<SocketAddr>();
+    let tls = match (&ctx.config.http.tls_cert, &ctx.config.http.tls_key) {
+        (Some(certificate), Some(key)) => Some(tls::read(certificate, key)?),
+        _ => None,
+    };
     let stop = cancel.clone().cancelled_owned();
-    tasks.spawn(async move {
-        if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(stop).await {
-            tracing::error!(%error, "the API stopped serving");
+    match tls {
+        Some(acceptor) => {
+            let listener = TlsListener::new(listener, acceptor)?;
+            tasks.spawn(serve_api(listener.tap_io(|_| ()), router(&ctx), stop));
         }
-    });
+        None => {
+            // Keystrokes are small: they must not wait to be sent together.
+            let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+            tasks.spawn(serve_api(listener, router(&ctx), stop));
+        }
+    }
     tasks.spawn(admin::listen(ctx.clone(), cancel.clone())?);
     tracing::info!("console and API on {http}");
     Ok(Running { http, ctx, cancel, tasks })
@@ -97,6 +109,17 @@ impl Running {
             tracing::warn!("some requests were still open after {DRAIN:?} and were cut off");
         }
         self.ctx.db.close().await;
+    }
+}
+
+async fn serve_api<L>(listener: L, router: Router, stop: impl Future<Output = ()> + Send + 'static)
+where
+    L: Listener<Addr = SocketAddr>,
+    SocketAddr: for<'a> Connected<IncomingStream<'a, L>>,
+{
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(stop).await {
+        tracing::error!(%error, "the API stopped serving");
     }
 }
 
@@ -136,7 +159,7 @@ async fn open(config: Config, clock: SharedClock) -> Result<Ctx> {
 
 /// Every room of the API, one line each.
 fn rooms() -> OpenApiRouter<Ctx> {
-    OpenApiRouter::with_openapi(ApiDoc::openapi()).merge(instances::router())
+    OpenApiRouter::new().merge(features::audit::router()).merge(features::instances::router())
 }
 
 /// Returns the API's description as JSON.
@@ -150,14 +173,15 @@ pub fn openapi() -> Result<String> {
 }
 
 fn split() -> (Router<Ctx>, utoipa::openapi::OpenApi) {
-    OpenApiRouter::new().nest("/api/v1", rooms()).split_for_parts()
+    OpenApiRouter::with_openapi(ApiDoc::openapi()).nest("/api/v1", rooms()).split_for_parts()
 }
 
 /// Makes the whole HTTP service; tests call it without a port.
 pub fn router(ctx: &Ctx) -> Router {
-    let (api, _description) = split();
+    let (api, description) = split();
     let proxies = TrustedProxies(ctx.config.http.trusted_proxies.clone());
-    api.fallback(no_such_path)
+    api.merge(features::system::router(description))
+        .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(from_fn_with_state(proxies, frame_request))

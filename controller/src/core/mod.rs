@@ -9,3 +9,4 @@ pub mod event;
 pub mod http;
 pub mod page;
 pub mod seal;
+pub mod tls;

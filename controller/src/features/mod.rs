@@ -1,6 +1,8 @@
 //! The rooms: everything about one noun in one folder.
 
+pub mod audit;
 pub mod instances;
+pub mod system;
 
 use std::sync::Arc;
 

@@ -1,0 +1,11 @@
+//! Reading what was done, by whom. Writing it is `core/audit.rs`.
+//!
+//! Rows are only ever added. A list is newest first; `before` goes on from the last row of a page,
+//! so that rows which arrive in between neither repeat nor hide others.
+
+mod routes;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use routes::router;
