@@ -108,7 +108,7 @@ pub fn plan_queue(
                 position = position.saturating_add(1);
                 let is_due = now.since(entry.created_at) >= policy.hold_after;
                 let mut held_node = None;
-                if is_due && held.len() < policy.max_holds && !reason.is_impossible() {
+                if is_due && held.len() < policy.max_holds {
                     held_node = hold(snapshot, entry);
                     held.extend(held_node);
                 }

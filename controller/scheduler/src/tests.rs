@@ -65,7 +65,8 @@ fn amount() -> impl Strategy<Value = u64> {
 }
 
 fn card() -> impl Strategy<Value = GpuCapacity> {
-    let numbers = (amount(), 0_u64..3, 0_u64..3, 0_u32..4);
+    let total = prop_oneof![3 => Just(12_u64), 1 => amount()];
+    let numbers = (total, 0_u64..2, 0_u64..2, prop_oneof![4 => 2_u32..5, 1 => 0_u32..2]);
     let state = (0_usize..2, option::weighted(0.1, Just("ecc".to_owned())), option::of(0_u32..2));
     let mode = prop_oneof![
         6 => Just(GpuMode::Shared), 2 => Just(GpuMode::Whole), 1 => Just(GpuMode::Disabled)
@@ -104,7 +105,9 @@ fn gate() -> impl Strategy<Value = NodeGate> {
 }
 
 fn total_and_used() -> impl Strategy<Value = (u64, u64)> {
-    (amount(), 0_u64..12).prop_map(|(total, used)| (total, used.min(total)))
+    let total = prop_oneof![3 => Just(12_u64), 1 => amount()];
+    let used = prop_oneof![Just(0_u64), 0_u64..12];
+    (total, used).prop_map(|(total, used)| (total, used.min(total)))
 }
 
 fn node(number: u64) -> impl Strategy<Value = NodeCapacity> {
@@ -139,17 +142,18 @@ fn fleet() -> impl Strategy<Value = Vec<NodeCapacity>> {
 }
 
 fn gpu_request() -> impl Strategy<Value = GpuRequest> {
-    let model = || option::weighted(0.4, prop::sample::select(vec![" nvidia l40", "NVIDIA H200"]));
+    let model = || option::weighted(0.3, prop::sample::select(vec![" nvidia l40", "NVIDIA H200"]));
     let owned = |model: Option<&str>| model.map(str::to_owned);
     let count = prop_oneof![9 => 0_u32..4, 1 => Just(u32::MAX)];
-    let cores = prop_oneof![8 => 1_u32..60, 1 => Just(100), 1 => Just(0), 1 => Just(u32::MAX)];
+    let memory = prop_oneof![4 => 1_u64..6, 1 => amount()];
+    let cores = prop_oneof![12 => 1_u32..60, 1 => Just(100), 1 => Just(0), 1 => Just(u32::MAX)];
     prop_oneof![
         1 => Just(GpuRequest::None),
         2 => (count, model()).prop_map(move |(count, model)| GpuRequest::Whole {
             count,
             model: owned(model),
         }),
-        4 => (amount(), cores, model()).prop_map(move |(memory, cores, model)| GpuRequest::Slice {
+        4 => (memory, cores, model()).prop_map(move |(memory, cores, model)| GpuRequest::Slice {
             memory: GpuMemoryMib(memory),
             cores: CorePercent(cores),
             model: owned(model),
@@ -158,7 +162,7 @@ fn gpu_request() -> impl Strategy<Value = GpuRequest> {
 }
 
 fn request() -> impl Strategy<Value = Request> {
-    let small = || prop_oneof![12 => 0_u64..4, 1 => Just(u64::MAX)];
+    let small = || prop_oneof![40 => 0_u64..3, 1 => Just(u64::MAX)];
     let image = option::of(prop::sample::select(IMAGES.to_vec()));
     let policy = prop_oneof![Just(Policy::BinPack), Just(Policy::Spread)];
     let named = option::weighted(0.15, 0_u64..9);

@@ -110,6 +110,29 @@ fn equal_nodes_are_chosen_by_id() {
 }
 
 #[test]
+fn equal_nodes_of_different_models_are_chosen_by_id_too() {
+    let mut other = gpu_node(2, 1);
+    other.gpus[0].model = "A model that sorts first".into();
+
+    let snapshot = Snapshot::new([other, gpu_node(1, 1)]);
+
+    assert_eq!(place(&snapshot, &whole_request(1)).unwrap().node, node_id(1));
+}
+
+#[test]
+fn an_image_that_left_a_node_no_longer_counts() {
+    let mut holder = gpu_node(1, 1);
+    holder.images.insert("torch".into());
+    let mut snapshot = Snapshot::new([gpu_node(0, 1), holder]);
+    let request = Request { image: Some("torch".into()), ..slice_request(100, 10) };
+    assert_eq!(place(&snapshot, &request).unwrap().node, node_id(1));
+
+    snapshot.upsert(gpu_node(1, 1));
+
+    assert_eq!(place(&snapshot, &request).unwrap().node, node_id(0));
+}
+
+#[test]
 fn a_node_that_holds_the_image_wins_over_a_little_fuller_one() {
     let (mut fuller, mut holder) = (gpu_node(0, 1), gpu_node(1, 1));
     fuller.memory_used = MemoryMib(100_000);

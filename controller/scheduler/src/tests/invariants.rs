@@ -185,4 +185,49 @@ proptest! {
         snapshot.remove(placement.node);
         prop_assert_eq!(check(&snapshot, &placement, &request), Err(crate::Reason::NodeGone));
     }
+
+    #[test]
+    fn any_numbers_give_an_answer(
+        nodes in fleet(),
+        numbers in vec(prop::sample::select(vec![0, 1, u64::MAX - 1, u64::MAX]), 40),
+        requests in vec(request(), 1..5),
+    ) {
+        let mut numbers = numbers.into_iter().cycle();
+        let mut next = || numbers.next().unwrap_or_default();
+        let wild = nodes.into_iter().map(|mut node| {
+            (node.cpu_total.0, node.cpu_used.0) = (next(), next());
+            (node.memory_used.0, node.disk_used.0) = (next(), next());
+            for gpu in &mut node.gpus {
+                (gpu.memory_total.0, gpu.memory_used.0) = (next(), next());
+                (gpu.memory_reserved.0, gpu.headroom.0) = (next(), next());
+                gpu.shares = u32::try_from(next()).unwrap_or(u32::MAX);
+                gpu.cores_used.0 = u32::try_from(next()).unwrap_or(u32::MAX);
+            }
+            node
+        });
+        let mut snapshot = Snapshot::new(wild);
+        for request in requests {
+            let searched = explain(&snapshot, &request);
+            let placed = place(&snapshot, &request);
+            prop_assert_eq!(placed.is_ok(), !searched.candidates.is_empty());
+            if let Ok(placement) = placed {
+                prop_assert_eq!(snapshot.apply(&placement, &request), Ok(()));
+                within_capacity_where_placed(&snapshot, &placement)?;
+                snapshot.release(&placement, &request);
+            }
+        }
+    }
+}
+
+/// A node may come overcommitted; nothing is placed on what is.
+fn within_capacity_where_placed(
+    snapshot: &Snapshot,
+    placement: &Placement,
+) -> Result<(), TestCaseError> {
+    let node = snapshot.node(placement.node).unwrap();
+    for gpu in node.gpus.iter().filter(|gpu| placement.gpus.contains(&gpu.uuid)) {
+        prop_assert!(gpu.memory_used <= gpu.usable() && gpu.cores_used.0 <= 100);
+        prop_assert!(gpu.shares <= gpu.max_shares);
+    }
+    Ok(())
 }

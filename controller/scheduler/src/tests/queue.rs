@@ -206,3 +206,16 @@ fn the_head_of_the_queue_holds_the_emptiest_node_after_waiting_too_long() {
     assert_eq!(held(&decisions[0]), Some(node_id(1)));
     assert_eq!(placed(&decisions[1]).map(|placement| placement.node), Some(node_id(0)));
 }
+
+#[test]
+fn a_held_node_refuses_also_those_who_name_it() {
+    let mut snapshot = Snapshot::new([gpu_node(0, 2)]);
+    super::put(&mut snapshot, &slice_request(100, 10));
+    let named = Request { node: Some(node_id(0)), ..slice_request(100, 10) };
+    let queue = [pending(1, 0, 60, whole_request(2)), pending(2, 0, 0, named)];
+
+    let decisions = plan_queue(&mut snapshot, &queue, NOW, &POLICY);
+
+    let Outcome::Waiting { reason, .. } = &decisions[1].outcome else { panic!("it was placed") };
+    assert_eq!(reason.shortfall().reasons[0].code, "held");
+}
