@@ -7,5 +7,6 @@ pub mod enroll;
 pub mod gpu;
 pub mod inventory;
 pub mod link;
+pub mod reconcile;
 pub mod streams;
 pub mod telemetry;

@@ -13,6 +13,7 @@ pub mod label;
 pub mod model;
 pub mod pull;
 pub mod spec;
+pub mod walls;
 
 use std::time::Duration;
 
