@@ -20,11 +20,10 @@ eval "$(tests/services.sh start)"
 # Databases that were there before are somebody's running session.
 [ -n "$was_running" ] || trap 'tests/services.sh stop' EXIT
 
-step "binaries"
-cargo build --workspace --bins --locked
+step "programs"
+TIANQI_TEST_BINARIES=${CARGO_TARGET_DIR:-$PWD/target}/test-binaries
+deploy/local/build.sh "$TIANQI_TEST_BINARIES"
 cargo build -p tianqi-fake-nvml --locked
-deploy/local/guest.sh
-TIANQI_TEST_BINARIES=$(cd "${CARGO_TARGET_DIR:-target}/debug" && pwd)
 export TIANQI_TEST_BINARIES
 
 step "tests"

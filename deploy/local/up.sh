@@ -11,7 +11,6 @@ state=$here/.tianqi
 http=${TIANQI_HTTP__LISTEN:-127.0.0.1:8890}
 agents=${TIANQI_AGENTS__LISTEN:-127.0.0.1:8891}
 url=http://$http
-profile=${PROFILE:-debug}
 
 # shellcheck source=deploy/local/lib.sh
 . deploy/local/lib.sh
@@ -20,7 +19,7 @@ main() {
     step "prerequisites"
     deploy/local/prerequisites.sh run
     mkdir -p -m 700 "$state"
-    mkdir -p "$state/controller" "$state/agent" "$state/log" "$state/run"
+    mkdir -p "$state/agent" "$state/controller" "$state/log" "$state/run"
     exec 9>"$state/run/lock"
     flock -n 9 || fail "another make run is going on in this checkout"
 
@@ -49,11 +48,12 @@ main() {
 }
 
 build() {
-    local flags=()
-    [ "$profile" != release ] || flags=(--release)
-    cargo build --locked "${flags[@]}" -p tianqi-controller -p tianqi-agent --bins
-    guest=$here/$(deploy/local/guest.sh "${flags[@]}")
-    bin=$here/${CARGO_TARGET_DIR:-target}/$profile
+    bin=$state/bin
+    if [ "${PROFILE:-debug}" = release ]; then
+        deploy/local/build.sh "$bin" --release
+    else
+        deploy/local/build.sh "$bin"
+    fi
 }
 
 # Uses the machine's engine when it answers; otherwise starts one of our own.
@@ -134,7 +134,7 @@ log_in() {
 
 start_agent() {
     end_leftover agent
-    local simulate=() joined=$state/agent/joined
+    local simulate=()
     cards="the machine's NVIDIA cards"
     if [ ! -e /proc/driver/nvidia/version ]; then
         simulate=(--simulate-gpus 2xNVIDIA-L40:46068)
@@ -142,14 +142,13 @@ start_agent() {
     fi
     say "cards: $cards"
     local settings=(env TIANQI_DATA_DIR="$state/agent" TIANQI_DOCKER__ENDPOINT="unix://$engine")
-    if [ ! -e "$joined" ]; then
+    if [ ! -e "$state/agent/identity.json" ]; then
         local join
         join=$(api POST /join-tokens '{"description":"make run","ttl_seconds":600,"max_uses":1}' | field token)
         say "joining by a token that lives for ten minutes"
         "${settings[@]}" "$bin/tianqi-agent" join --controller "$agents" --token "$join"
-        touch "$joined"
     fi
-    spawn agent "${settings[@]}" TIANQI_GUEST__BINARY="$guest" "$bin/tianqi-agent" run "${simulate[@]}"
+    spawn agent "${settings[@]}" "$bin/tianqi-agent" run "${simulate[@]}"
     wait_until "the agent's Docker engine" agent node_is_ready
 }
 
@@ -207,7 +206,7 @@ In another terminal, in this folder:
   alias api='curl -sS -H "Authorization: Bearer \$(cat .tianqi/token)" -H "content-type: application/json"'
 
   list       api $url/api/v1/instances
-  enter      TIANQI_DATA_DIR=.tianqi/controller ${bin#"$here"/}/tianqi-controller exec first -- sh
+  enter      TIANQI_DATA_DIR=.tianqi/controller .tianqi/bin/tianqi-controller exec first -- sh
   stop       api -X POST $url/api/v1/instances/$instance/stop
   start      api -X POST $url/api/v1/instances/$instance/start
   logs       api $url/api/v1/instances/$instance/logs?tail=20

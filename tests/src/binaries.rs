@@ -23,16 +23,9 @@ fn folder() -> PathBuf {
     if let Ok(folder) = std::env::var("TIANQI_TEST_BINARIES") {
         return PathBuf::from(folder);
     }
-    // A test binary lies in target/<profile>/deps.
-    let test = std::env::current_exe().expect("own path");
-    let profile = test.parent().and_then(Path::parent).expect("target folder").to_owned();
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--bins", "-p", "tianqi-controller", "-p", "tianqi-agent"])
-        .args(["-p", "tianqi-tests"])
-        .args(if profile.ends_with("release") { &["--release"][..] } else { &[] })
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .expect("cargo runs");
-    assert!(status.success(), "the programs under test do not build");
-    profile
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let folder = root.join("target/test-binaries");
+    let status = Command::new(root.join("deploy/local/build.sh")).arg(&folder).status();
+    assert!(status.is_ok_and(|status| status.success()), "the programs under test do not build");
+    folder
 }

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Builds the three programs and lays them side by side in a folder.
+#
+#   deploy/local/build.sh FOLDER [--release]
+#
+# tianqi-guest is linked statically, so that it runs in any image. The flag is given to this one
+# binary only; its dependencies stay those of the other programs.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+folder=$1
+shift
+target=${CARGO_TARGET_DIR:-target}/debug
+[ "${1:-}" != --release ] || target=${CARGO_TARGET_DIR:-target}/release
+
+# Laid down by a rename: a running program keeps its file.
+lay() {
+    install -D -m 0755 "$target/$1" "$folder/.$1.new"
+    mv "$folder/.$1.new" "$folder/$1"
+}
+
+cargo build --locked "$@" -p tianqi-controller -p tianqi-agent \
+    --bin tianqi-controller --bin tianqi-agent
+lay tianqi-controller
+lay tianqi-agent
+cargo rustc --locked "$@" -p tianqi-agent --bin tianqi-guest -- -C target-feature=+crt-static
+lay tianqi-guest
+if ldd "$folder/tianqi-guest" 2>/dev/null | grep -q '=>'; then
+    echo "tianqi-guest is not static" >&2
+    exit 1
+fi
