@@ -116,6 +116,16 @@ pub async fn no_such_method() -> Problem {
     }
 }
 
+/// The answer to a body over [`BODY_LIMIT`].
+pub(super) fn too_large() -> Problem {
+    Problem {
+        status: StatusCode::PAYLOAD_TOO_LARGE,
+        code: "too_large",
+        detail: format!("the body is over {BODY_LIMIT} bytes"),
+        data: None,
+    }
+}
+
 /// A JSON body, with every way of being wrong turned into a [`Problem`].
 #[derive(Debug)]
 pub struct Body<T>(pub T);
@@ -130,12 +140,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
                 "not_json",
                 "send the body as JSON, with content-type: application/json",
             )),
-            Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(Problem {
-                status: StatusCode::PAYLOAD_TOO_LARGE,
-                code: "too_large",
-                detail: format!("the body is over {BODY_LIMIT} bytes"),
-                data: None,
-            }),
+            Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                Err(too_large())
+            }
             Err(JsonRejection::JsonDataError(error)) => {
                 Err(Problem::invalid("bad_field", error.body_text()))
             }
