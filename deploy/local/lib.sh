@@ -94,7 +94,7 @@ phase_of() { api GET "/instances/$1" | field phase; }
 is_running() {
     case $(phase_of "$1") in
     running) return 0 ;;
-    failed) fail "the instance failed: $(api GET "/instances/$1" | field reason)" ;;
+    failed) fail "the instance failed: $(api GET "/instances/$1")" ;;
     *) return 1 ;;
     esac
 }

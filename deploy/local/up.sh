@@ -111,24 +111,27 @@ import_image() {
 start_controller() {
     end_leftover controller
     ! listens "$http" || fail "$http is taken by another program; try TIANQI_HTTP__LISTEN=127.0.0.1:18890 make run"
+    # The account admin is made at the first start; later starts take no notice of the variable.
+    if [ ! -s "$state/admin-password" ]; then
+        head -c 64 /dev/urandom | base64 -w0 | tr -d '+/=' | cut -c1-20 >"$state/admin-password"
+    fi
+    password=${TIANQI_ADMIN_PASSWORD:-$(cat "$state/admin-password")}
     spawn controller env TIANQI_DATA_DIR="$state/controller" TIANQI_HTTP__LISTEN="$http" \
-        TIANQI_AGENTS__LISTEN="$agents" "$bin/tianqi-controller" serve
+        TIANQI_AGENTS__LISTEN="$agents" TIANQI_ADMIN_PASSWORD="$password" \
+        "$bin/tianqi-controller" serve
     wait_until "the controller" controller answers_http "$url"
     say "console and API on $url"
 }
 
-# Logs in as admin. The password of the first start is in a file; one that was changed since is
-# taken from TIANQI_ADMIN_PASSWORD.
 log_in() {
-    local file=$state/controller/initial-admin-password
-    password=${TIANQI_ADMIN_PASSWORD:-}
-    [ -n "$password" ] || password=$(cat "$file" 2>/dev/null || true)
-    [ -n "$password" ] || fail "the admin password was changed: TIANQI_ADMIN_PASSWORD=… make run"
     local session
     session=$(curl -sS "$url/api/v1/session" -H 'content-type: application/json' \
         -d "{\"username\":\"admin\",\"password\":\"$password\",\"mode\":\"token\"}")
     token=$(field token <<<"$session")
-    [ -n "$token" ] || fail "admin cannot log in: $session"
+    if [ -z "$token" ]; then
+        say "$session"
+        fail "admin cannot log in; if you changed the password: TIANQI_ADMIN_PASSWORD=… make run"
+    fi
     printf %s "$token" >"$state/token"
 }
 
