@@ -4,6 +4,8 @@ use tianqi_common::wire::inventory::GpuCard;
 
 use super::*;
 
+type Trouble = fn(&mut Facts);
+
 fn engine() -> DockerEngine {
     DockerEngine {
         version: "20.10.24".to_owned(),
@@ -77,7 +79,7 @@ fn each_trouble_has_its_line() {
         spoil(&mut facts);
         facts
     };
-    let cases: [(&str, Verdict, fn(&mut Facts)); 12] = [
+    let cases: [(&str, Verdict, Trouble); 12] = [
         ("docker", Verdict::Fail, |f| f.docker = Err("no such file".to_owned())),
         ("docker api", Verdict::Fail, |f| f.docker.as_mut().unwrap().api_version = "1.40".into()),
         ("cgroup driver", Verdict::Warn, |f| {
