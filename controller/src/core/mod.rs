@@ -13,5 +13,6 @@ pub mod page;
 pub mod patch;
 pub mod seal;
 pub mod secret;
+pub mod text;
 pub mod timestamp;
 pub mod tls;

@@ -1,6 +1,7 @@
 //! The rooms: everything about one noun in one folder.
 
 pub mod audit;
+pub mod images;
 pub mod instances;
 pub mod system;
 
