@@ -104,6 +104,13 @@ impl Actor {
         }
     }
 
+    /// Whether images and specs that are not on offer are shown: people see what they may choose,
+    /// admins and auditors see the rest too.
+    #[must_use]
+    pub fn sees_unlisted(&self) -> bool {
+        self.role != Role::User
+    }
+
     /// Returns who this is for the audit.
     #[must_use]
     pub fn doer(&self) -> Doer {

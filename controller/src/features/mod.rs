@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod images;
 pub mod instances;
+pub mod specs;
 pub mod system;
 
 use std::sync::Arc;

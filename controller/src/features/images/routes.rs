@@ -11,7 +11,7 @@ use super::model::{CreateImage, Image, ImageQuery, PatchImage};
 use super::store;
 use crate::authz::policy::{ImagesRead, ImagesWrite};
 use crate::authz::resource::{ImageRef, Resource};
-use crate::authz::{Actor, Anything, Grant, Role};
+use crate::authz::{Anything, Grant};
 use crate::core::error::{ProblemBody, Result};
 use crate::core::http::{Body, Query};
 use crate::core::idempotency::Keyed;
@@ -24,11 +24,6 @@ const SORTS: &[(&str, &str)] =
 /// The room's paths.
 pub fn router() -> OpenApiRouter<Ctx> {
     OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get, change, delete))
-}
-
-/// People see what they may choose; admins and auditors see the rest too.
-fn sees_unlisted(actor: &Actor) -> bool {
-    actor.role != Role::User
 }
 
 /// Lists images.
@@ -44,7 +39,7 @@ async fn list(
     let paging =
         PageQuery { page: query.page, page_size: query.page_size, sort: query.sort.clone() };
     let paging = paging.check(SORTS, "name", "id")?;
-    let listed_only = !sees_unlisted(grant.actor());
+    let listed_only = !grant.actor().sees_unlisted();
     let (rows, total) = store::page(&ctx.db, &query, listed_only, &paging).await?;
     Ok(Json(paging.page(rows.into_iter().map(Image::from).collect(), total)))
 }
@@ -70,7 +65,7 @@ async fn create(
 ))]
 async fn get(grant: Grant<ImageRef, ImagesRead>, State(ctx): State<Ctx>) -> Result<Json<Image>> {
     let image = actions::read(&ctx, grant.resource().id).await?;
-    if image.listed || sees_unlisted(grant.actor()) {
+    if image.listed || grant.actor().sees_unlisted() {
         Ok(Json(image))
     } else {
         Err(ImageRef::missing())
