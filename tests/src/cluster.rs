@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use crate::binaries::binary;
 use crate::client::{Client, text};
 use crate::deadline::Deadline;
+use crate::dockerd::Dockerd;
 use crate::process::Process;
 
 /// The admin's password in every test controller.
@@ -163,6 +164,26 @@ pub struct AgentOptions {
     pub simulate: String,
     /// Environment variables besides.
     pub settings: Vec<(String, String)>,
+}
+
+impl AgentOptions {
+    /// Options of an agent on this engine, with a bridge and a subnet that no other test has.
+    #[must_use]
+    pub fn on(engine: &Dockerd) -> Self {
+        let (bridge, subnet) = engine.instance_network();
+        let settings = [("TIANQI_NETWORK__BRIDGE", bridge), ("TIANQI_NETWORK__SUBNET", subnet)];
+        Self {
+            docker: engine.endpoint(),
+            simulate: String::new(),
+            settings: settings.map(|(key, value)| (key.to_owned(), value)).to_vec(),
+        }
+    }
+
+    /// The same with simulated cards, such as `2xNVIDIA-L40:46068`.
+    #[must_use]
+    pub fn simulating(self, cards: &str) -> Self {
+        Self { simulate: cards.to_owned(), ..self }
+    }
 }
 
 /// An agent as a child process.

@@ -94,6 +94,12 @@ impl Dockerd {
         format!("unix://{}", self.socket().display())
     }
 
+    /// Returns the name for the bridge of an agent's instances on this engine, and its subnet; two
+    /// agents on one machine must not share them.
+    pub fn instance_network(&self) -> (String, String) {
+        (format!("tqinst{}", self.slot), format!("10.232.{}.128/25", self.slot))
+    }
+
     /// Returns the folder that holds everything of this engine; it is removed with the engine.
     pub fn root(&self) -> &Path {
         &self.root
@@ -234,7 +240,7 @@ impl Dockerd {
             .arg(format!("--pidfile={root}/docker.pid"))
             .arg(format!("--containerd={root}/containerd.sock"))
             .arg(format!("--bridge=tqtest{slot}"))
-            .arg(format!("--default-address-pool=base=10.232.{slot}.0/24,size=27"))
+            .arg(format!("--default-address-pool=base=10.232.{slot}.0/25,size=27"))
             .arg(format!("--cgroup-parent=/tianqi-test-{slot}"))
             .arg("--exec-opt=native.cgroupdriver=cgroupfs")
             .arg(format!("--live-restore={}", self.live_restore))

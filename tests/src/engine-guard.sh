@@ -43,24 +43,28 @@ for _ in 1 2 3; do
     [ -n "$mounts" ] || break
     echo "$mounts" | while read -r mount; do umount -l "$mount" 2>/dev/null; done
 done
-find /sys/fs/cgroup -depth -type d -path "*/tianqi-test-$slot*" -exec rmdir {} + 2>/dev/null
+find /sys/fs/cgroup -depth -type d \
+    \( -path "*/tianqi-test-$slot" -o -path "*/tianqi-test-$slot/*" \) -exec rmdir {} + 2>/dev/null
 
 bridges=$(ip -o -4 addr show 2>/dev/null |
     awk -v a="10.231.$slot." -v b="10.232.$slot." 'index($4, a) == 1 || index($4, b) == 1 {print $2}')
 for bridge in $bridges; do
     ip link delete "$bridge" 2>/dev/null
 done
-for table in filter nat raw mangle; do
-    {
-        iptables -w -t "$table" -S 2>/dev/null |
-            grep -F -e "10.231.$slot." -e "10.232.$slot."
-        for bridge in $bridges; do
-            iptables -w -t "$table" -S 2>/dev/null | grep -F -w -e "$bridge"
+# Rules and chains that name these bridges or pools; deleting a chain waits for its rules.
+for command in iptables ip6tables; do
+    for table in filter nat raw mangle; do
+        {
+            # Whole words: tqinst1 is not tqinst12.
+            for bridge in $bridges "tqtest$slot" "tqinst$slot"; do
+                $command -w -t "$table" -S 2>/dev/null | grep -Fw -e "$bridge"
+            done
+            $command -w -t "$table" -S 2>/dev/null | grep -F -e "10.231.$slot." -e "10.232.$slot."
+        } | sort -u | sed -n -e 's/^-A /-D /p' -e 's/^-N /-X /p' | sort | while read -r rule; do
+            # As iptables prints them, these rules hold no quoted spaces; they split into words.
+            # shellcheck disable=SC2086
+            $command -w -t "$table" $rule 2>/dev/null
         done
-    } | sort -u | sed -n 's/^-A /-D /p' | while read -r rule; do
-        # Rules as iptables prints them hold no quoted spaces here; they split into words.
-        # shellcheck disable=SC2086
-        iptables -w -t "$table" $rule 2>/dev/null
     done
 done
 

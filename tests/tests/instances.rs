@@ -20,11 +20,7 @@ impl World {
         let engine = Dockerd::start();
         let cluster = Cluster::start();
         let admin = cluster.admin().await;
-        let options = AgentOptions {
-            docker: engine.endpoint(),
-            simulate: "2xNVIDIA-L40:46068".to_owned(),
-            ..AgentOptions::default()
-        };
+        let options = AgentOptions::on(&engine).simulating("2xNVIDIA-L40:46068");
         let agent = cluster.add_agent(&admin, options).await;
         Self { admin, agent, cluster, engine }
     }

@@ -11,8 +11,7 @@ async fn exec_runs_a_program_and_passes_output_and_exit_code_on() {
     let engine = Dockerd::start();
     let cluster = Cluster::start();
     let admin = cluster.admin().await;
-    let options = AgentOptions { docker: engine.endpoint(), ..AgentOptions::default() };
-    let _agent = cluster.add_agent(&admin, options).await;
+    let _agent = cluster.add_agent(&admin, AgentOptions::on(&engine)).await;
     let image = admin.create_image("exec", images::busybox(&engine)).await;
     let spec = admin.create_cpu_spec("exec").await;
     let id = admin.create_instance("exec", &image, &spec).await;
