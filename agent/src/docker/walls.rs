@@ -96,7 +96,9 @@ async fn bridged_traffic_is_filtered() -> Result<(), String> {
     match tokio::fs::read_to_string(SWITCH).await {
         Ok(value) if value.trim() == "1" => Ok(()),
         Ok(_) => Err(format!("instances of this node can reach each other: {SWITCH} is off")),
-        Err(error) => Err(format!("instances of this node can reach each other: {SWITCH}: {error}")),
+        Err(error) => {
+            Err(format!("instances of this node can reach each other: {SWITCH}: {error}"))
+        }
     }
 }
 

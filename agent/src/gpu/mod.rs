@@ -1,7 +1,7 @@
 //! The cards of this machine, and the slices cut from them.
 //!
-//! [`GpuProbe`] is the seam: [`nvml::Library`] behind [`collector::NvmlProbe`] reads real cards,
-//! [`simulate::SimulatedProbe`] imagines some, [`NoProbe`] has none and says why, and
+//! [`GpuProbe`] is the seam: [`nvml::Library`] behind [`NvmlProbe`] reads real cards,
+//! [`SimulatedProbe`] imagines some, [`NoProbe`] has none and says why, and
 //! [`fake::FakeProbe`] does what a test tells it. Above the seam there is one path for all of
 //! them.
 //!
@@ -22,10 +22,16 @@ pub mod simulate;
 pub mod slice;
 pub mod tmpfs;
 
+use std::sync::Arc;
+
+use tianqi_common::clock::SharedClock;
 use tianqi_common::wire::desired::GpuUuid;
 use tianqi_common::wire::inventory::GpuInventory;
 use tianqi_common::wire::telemetry::GpuSample;
 use tokio::sync::watch;
+
+use collector::{NvmlConfig, NvmlProbe};
+use simulate::{SimulatedProbe, Simulation};
 
 /// A process of this machine that holds memory of a card.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +60,24 @@ pub trait GpuProbe: Send + Sync + 'static {
 
     /// Returns the processes on all cards, or `None` where nothing can tell.
     fn processes(&self) -> Option<Vec<GpuProcess>>;
+}
+
+/// Starts the probe that a configuration asks for: imaginary cards where `simulation` names some,
+/// else NVML. `seed` names the node, see [`SimulatedProbe::new`].
+#[must_use]
+pub fn start_probe(
+    simulation: Option<&Simulation>,
+    seed: &str,
+    nvml: NvmlConfig,
+    clock: SharedClock,
+) -> Arc<dyn GpuProbe> {
+    if let Some(simulation) = simulation {
+        return Arc::new(SimulatedProbe::new(simulation, seed));
+    }
+    match NvmlProbe::start(nvml, clock) {
+        Ok(probe) => Arc::new(probe),
+        Err(error) => Arc::new(NoProbe::new(format!("no thread for NVML: {error}"))),
+    }
 }
 
 /// A machine without cards.

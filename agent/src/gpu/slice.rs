@@ -20,18 +20,6 @@ pub const REGION_FILE: &str = "/tmp/cudevshr.cache";
 /// Where builds of HAMi-core before 2026-02 keep their lock.
 pub const LOCK_DIR: &str = "/tmp/vgpulock";
 
-/// Where glibc is in the images of the usual distributions. The library is loaded by glibc only.
-pub const GLIBC_PATHS: [&str; 8] = [
-    "/lib/x86_64-linux-gnu/libc.so.6",
-    "/usr/lib/x86_64-linux-gnu/libc.so.6",
-    "/lib/aarch64-linux-gnu/libc.so.6",
-    "/usr/lib/aarch64-linux-gnu/libc.so.6",
-    "/lib64/libc.so.6",
-    "/usr/lib64/libc.so.6",
-    "/lib/libc.so.6",
-    "/usr/lib/libc.so.6",
-];
-
 /// Where the files of one slice are on the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceFiles {
@@ -58,26 +46,8 @@ pub fn injection(slice: GpuSlice, files: &SliceFiles) -> Injection {
 /// Returns what the container of a slice gets that this node cannot enforce, because of `reason`.
 #[must_use]
 pub fn not_enforced(reason: impl Into<String>) -> Injection {
-    Injection { limits: vec![unenforced(reason)], ..Injection::default() }
-}
-
-/// Returns the state of a slice that is not enforced, because of `reason`.
-#[must_use]
-pub fn unenforced(reason: impl Into<String>) -> LimitState {
-    LimitState { kind: LimitKind::Slice, enforced: false, reason: reason.into() }
-}
-
-/// Returns whether an image that has the paths `present` can load the library. Ask for
-/// [`GLIBC_PATHS`]: images with musl, and those with static programs only, have none of them.
-#[must_use]
-pub fn has_glibc<'a>(present: impl IntoIterator<Item = &'a str>) -> bool {
-    present.into_iter().any(|path| GLIBC_PATHS.contains(&path))
-}
-
-/// Returns the state of a slice in an image without glibc.
-#[must_use]
-pub fn no_glibc() -> LimitState {
-    unenforced("the image has no glibc, which alone loads the slicing library")
+    let state = LimitState { kind: LimitKind::Slice, enforced: false, reason: reason.into() };
+    Injection { limits: vec![state], ..Injection::default() }
 }
 
 fn environment(slice: GpuSlice) -> Vec<(String, String)> {
@@ -184,12 +154,5 @@ mod tests {
         assert!(injection.env.is_empty() && injection.binds.is_empty());
         assert_eq!(injection.limits[0].reason, "no library");
         assert!(!injection.limits[0].enforced);
-    }
-
-    #[test]
-    fn images_without_glibc_are_known_by_their_paths() {
-        assert!(has_glibc(["/lib/x86_64-linux-gnu/libc.so.6"]));
-        assert!(!has_glibc(["/lib/ld-musl-x86_64.so.1", "/bin/busybox"]));
-        assert!(!has_glibc([]));
     }
 }

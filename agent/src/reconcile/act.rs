@@ -61,7 +61,9 @@ impl Step {
             (ContainerAction::Start(_, id) | ContainerAction::Restart(_, id), Some(desired)) => {
                 self.start(desired, id).await
             }
-            (ContainerAction::Stop(_, id), _) => self.docker.stop(id, STOP_GRACE).await.or_else(gone),
+            (ContainerAction::Stop(_, id), _) => {
+                self.docker.stop(id, STOP_GRACE).await.or_else(gone)
+            }
             (ContainerAction::RemoveDouble(_, id), _) => self.docker.remove(id).await,
             (_, None) => Ok(()),
         };
@@ -151,7 +153,10 @@ impl Step {
                 return Ok(Some(String::new()));
             }
         }
-        Ok(Some(format!("image {} has no glibc, which the slicing library needs", desired.spec.image)))
+        Ok(Some(format!(
+            "image {} has no glibc, which the slicing library needs",
+            desired.spec.image
+        )))
     }
 
     async fn on_blocking_thread<T: Send + 'static>(

@@ -4,11 +4,18 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tianqi_common::wire::telemetry::{Sample, SampleBatch};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
 
 /// Samples that wait while the controller is out of reach: twenty minutes at one in five seconds,
 /// about a megabyte with eight cards and twenty instances.
 pub const CAPACITY: usize = 240;
+
+/// Most samples of one batch.
+const MOST_SAMPLES: usize = 16;
+/// Most cards and instances, over all samples of one batch: about 600 kB, where a frame holds 1 MiB.
+/// A single sample is sent whatever its size.
+const MOST_ROWS: usize = 4096;
 
 /// A bounded queue of samples. When it is full the oldest sample goes and is counted, because new
 /// numbers matter more than old ones.
@@ -63,24 +70,29 @@ impl SampleQueue {
         }
     }
 
-    /// Puts a batch back that could not be sent, as far as there is room; the rest counts as dropped.
-    pub fn give_back(&self, batch: SampleBatch) {
-        let mut inner = self.lock();
-        inner.dropped = inner.dropped.saturating_add(batch.dropped);
-        for sample in batch.samples.into_iter().rev() {
-            if inner.samples.len() < self.capacity {
-                inner.samples.push_front(sample);
-            } else {
-                inner.dropped = inner.dropped.saturating_add(1);
+    /// Moves batches into `to` until it is closed or `cancel`. While nobody takes them there, samples
+    /// wait here, so that the newest are kept.
+    pub async fn forward(&self, to: mpsc::Sender<SampleBatch>, cancel: CancellationToken) {
+        let moved = async {
+            while let Ok(place) = to.reserve().await {
+                place.send(self.next(MOST_SAMPLES).await);
             }
+        };
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = moved => {}
         }
-        drop(inner);
-        self.arrived.notify_one();
     }
 
     fn take(&self, most: usize) -> SampleBatch {
         let mut inner = self.lock();
-        let count = most.min(inner.samples.len());
+        let mut rows = 0_usize;
+        let fits = |sample: &&Sample| {
+            rows = rows.saturating_add(sample.instances.len()).saturating_add(sample.gpus.len());
+            rows <= MOST_ROWS
+        };
+        let count = inner.samples.iter().take(most).take_while(fits).count().max(1);
+        let count = count.min(inner.samples.len());
         let samples: Vec<Sample> = inner.samples.drain(..count).collect();
         let dropped = if samples.is_empty() { 0 } else { std::mem::take(&mut inner.dropped) };
         SampleBatch { dropped, samples }
@@ -96,7 +108,8 @@ mod tests {
     use std::sync::Arc;
 
     use tianqi_common::clock::UnixMillis;
-    use tianqi_common::wire::telemetry::NodeSample;
+    use tianqi_common::id::InstanceId;
+    use tianqi_common::wire::telemetry::{InstanceSample, NodeSample};
 
     use super::*;
 
@@ -123,18 +136,52 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_batch_that_comes_back_stays_in_order_and_loses_only_what_has_no_room() {
-        let queue = SampleQueue::new(3);
-        for at in 1..=3 {
+    async fn a_batch_stays_small_enough_for_its_frame() {
+        let queue = SampleQueue::default();
+        let instance = InstanceSample {
+            id: InstanceId::new(),
+            cpu_millicores: u64::MAX,
+            memory_used_bytes: u64::MAX,
+            memory_limit_bytes: u64::MAX,
+            network_rx_bytes: u64::MAX,
+            network_tx_bytes: u64::MAX,
+            block_read_bytes: u64::MAX,
+            block_write_bytes: u64::MAX,
+            pids: u64::MAX,
+            gpu_memory_used_bytes: Some(u64::MAX),
+        };
+        for at in 1..=4 {
+            queue.push(Sample { instances: vec![instance.clone(); 1500], ..sample(at) });
+        }
+
+        let batch = queue.next(16).await;
+
+        assert_eq!(times(&batch), [1, 2]);
+        assert!(postcard::to_allocvec(&batch).unwrap().len() < 1 << 20);
+    }
+
+    #[tokio::test]
+    async fn samples_wait_in_the_queue_while_nobody_takes_them() {
+        let queue = Arc::new(SampleQueue::new(3));
+        let (to, mut from) = mpsc::channel(1);
+        let cancel = CancellationToken::new();
+        let forwarding = tokio::spawn({
+            let (queue, cancel) = (Arc::clone(&queue), cancel.clone());
+            async move { queue.forward(to, cancel).await }
+        });
+        queue.push(sample(1));
+        while from.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        for at in 2..=5 {
             queue.push(sample(at));
         }
-        let batch = queue.next(3).await;
-        queue.push(sample(4));
 
-        queue.give_back(batch);
-
-        let batch = queue.next(9).await;
-        assert_eq!((times(&batch), batch.dropped), (vec![2, 3, 4], 1));
+        assert_eq!(times(&from.recv().await.unwrap()), [1]);
+        let batch = from.recv().await.unwrap();
+        assert_eq!((times(&batch), batch.dropped), (vec![3, 4, 5], 1));
+        cancel.cancel();
+        forwarding.await.unwrap();
     }
 
     #[tokio::test]
