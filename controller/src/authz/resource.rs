@@ -1,5 +1,7 @@
 //! Resources that a grant can point at: id to owner and parents. The only SQL of this kind.
 
+use std::convert::identity;
+
 use tianqi_common::id::{ImageId, InstanceId, NodeId, SpecId, UserId};
 use uuid::Uuid;
 
@@ -44,6 +46,13 @@ pub struct InstanceRef {
 pub struct NodeRef {
     /// Which.
     pub id: NodeId,
+}
+
+/// A join token.
+#[derive(Clone, Copy, Debug)]
+pub struct JoinTokenRef {
+    /// Which.
+    pub id: Uuid,
 }
 
 /// An image.
@@ -142,6 +151,13 @@ plain_resource!(
     "select count(*) from nodes where id = $1",
     "no_such_node",
     "there is no such node"
+);
+plain_resource!(
+    JoinTokenRef,
+    identity,
+    "select count(*) from join_tokens where id = $1",
+    "no_such_join_token",
+    "there is no such join token"
 );
 plain_resource!(
     ImageRef,

@@ -10,6 +10,8 @@ pub enum Event {
     Instance(InstanceId),
     /// A node's row, its cards or its connection changed.
     Node(NodeId),
+    /// An admin drains a node: what runs there must be stopped.
+    Drain(NodeId),
     /// An image or a spec changed.
     Catalogue,
     /// An account lost a right: its sessions, streams and grants must be looked at again.

@@ -28,7 +28,7 @@ macro_rules! step {
     };
 }
 
-const STEPS: &[Step] = &[step!(1, "0001_core")];
+const STEPS: &[Step] = &[step!(1, "0001_core"), step!(2, "0002_node_joins")];
 
 /// Applies every step that the database does not have yet.
 ///

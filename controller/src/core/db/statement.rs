@@ -107,18 +107,38 @@ impl Filter {
     /// Keeps rows whose `column` contains `text`, whatever its case.
     #[must_use]
     pub fn contains(mut self, column: &'static str, text: Option<&str>) -> Self {
-        if let Some(text) = text.filter(|text| !text.is_empty()) {
-            let mut escaped = String::with_capacity(text.len() + 2);
-            for c in text.to_lowercase().chars() {
-                if matches!(c, '%' | '_' | '!') {
-                    escaped.push('!');
-                }
-                escaped.push(c);
-            }
-            self.args.push(Value::from(format!("%{escaped}%")));
-            self.conditions.push(format!("lower({column}) like ${} escape '!'", self.args.len()));
+        if let Some(like) = self.like(column, text) {
+            self.conditions.push(like);
         }
         self
+    }
+
+    /// Keeps rows for which the subselect `rows`, up to its last `and`, finds one whose `column`
+    /// contains `text`, whatever its case.
+    #[must_use]
+    pub fn any_contains(
+        mut self,
+        rows: &'static str,
+        column: &'static str,
+        text: Option<&str>,
+    ) -> Self {
+        if let Some(like) = self.like(column, text) {
+            self.conditions.push(format!("exists ({rows} {like})"));
+        }
+        self
+    }
+
+    fn like(&mut self, column: &str, text: Option<&str>) -> Option<String> {
+        let text = text.filter(|text| !text.is_empty())?;
+        let mut escaped = String::with_capacity(text.len() + 2);
+        for c in text.to_lowercase().chars() {
+            if matches!(c, '%' | '_' | '!') {
+                escaped.push('!');
+            }
+            escaped.push(c);
+        }
+        self.args.push(Value::from(format!("%{escaped}%")));
+        Some(format!("lower({column}) like ${} escape '!'", self.args.len()))
     }
 
     /// Keeps rows for which a condition without values holds, such as `deleted_at is null`.
