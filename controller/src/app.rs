@@ -159,7 +159,10 @@ async fn open(config: Config, clock: SharedClock) -> Result<Ctx> {
 
 /// Every room of the API, one line each.
 fn rooms() -> OpenApiRouter<Ctx> {
-    OpenApiRouter::new().merge(features::audit::router()).merge(features::instances::router())
+    OpenApiRouter::new()
+        .merge(features::audit::router())
+        .merge(features::instances::router())
+        .merge(features::nodes::router())
 }
 
 /// Returns the API's description as JSON.

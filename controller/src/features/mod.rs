@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod images;
 pub mod instances;
+pub mod nodes;
 pub mod specs;
 pub mod system;
 

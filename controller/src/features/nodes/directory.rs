@@ -73,7 +73,9 @@ impl Directory {
         join::count_use(&mut tx, token.id).await?;
         let (node, name) = match known {
             Some(known) => (NodeId(known.node_id), None),
-            None => make_node(&mut tx, now, attempt, tries).await.map(|(id, name)| (id, Some(name)))?,
+            None => {
+                make_node(&mut tx, now, attempt, tries).await.map(|(id, name)| (id, Some(name)))?
+            }
         };
         join::remember_key(&mut tx, now, attempt.key_hash, node, token.id).await?;
         record_join(&mut tx, now, attempt, node, name.as_deref(), token.id).await?;
@@ -85,7 +87,8 @@ impl Directory {
 
 fn check_lifetime(token: Option<UsableToken>, now: UnixMillis) -> Result<UsableToken, Ended> {
     let Some(token) = token else {
-        let message = "this controller does not know the join token; copy it whole, or make a new one";
+        let message =
+            "this controller does not know the join token; copy it whole, or make a new one";
         return Err(Ended::Refused(JoinRefusal::UnknownToken, message.to_owned()));
     };
     if token.expires_at <= now.0 {
@@ -133,9 +136,7 @@ fn free_name(wanted: &str, taken: &[String], id: Option<NodeId>) -> String {
 fn is_private(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
-        IpAddr::V6(ip) => {
-            ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local()
-        }
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
     }
 }
 
