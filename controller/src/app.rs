@@ -14,6 +14,7 @@ use axum::middleware::from_fn_with_state;
 use axum::serve::{IncomingStream, Listener, ListenerExt};
 use tianqi_common::clock::SharedClock;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utoipa::OpenApi;
@@ -29,10 +30,15 @@ use crate::core::http::{BODY_LIMIT, TrustedProxies, frame_request, no_such_metho
 use crate::core::seal::Seal;
 use crate::core::tls::{self, TlsListener};
 use crate::features::{self, Clock, Ctx};
-use crate::link::Link;
+use crate::link::{Link, LinkConfig, LinkParts, samples};
 
 /// How long open requests may take to end once the process was asked to.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// Reports of agents that wait; when it is full, agents wait.
+const AGENT_EVENTS: usize = 1_024;
+/// Batches of samples that wait; when it is full, the oldest is dropped.
+const SAMPLES: usize = 256;
 
 /// The API's description before the rooms add their paths.
 #[derive(OpenApi)]
@@ -48,6 +54,8 @@ struct ApiDoc;
 pub struct Running {
     /// Where console and API listen.
     pub http: SocketAddr,
+    /// Where agents connect (UDP).
+    pub agents: SocketAddr,
     /// What the rooms reach; tests and the admin socket use it.
     pub ctx: Ctx,
     cancel: CancellationToken,
@@ -64,6 +72,7 @@ pub async fn start(config: Config, clock: SharedClock) -> Result<Running> {
     make_data_dir(&config.data_dir)?;
     let ctx = open(config, clock).await?;
     let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let agents = serve_agents(&ctx, &cancel, &tasks)?;
 
     let listener = TcpListener::bind(ctx.config.http.listen)
         .await
@@ -86,8 +95,8 @@ pub async fn start(config: Config, clock: SharedClock) -> Result<Running> {
         }
     }
     tasks.spawn(admin::listen(ctx.clone(), cancel.clone())?);
-    tracing::info!("console and API on {http}");
-    Ok(Running { http, ctx, cancel, tasks })
+    tracing::info!("console and API on {http}, agents on udp {agents}");
+    Ok(Running { http, agents, ctx, cancel, tasks })
 }
 
 impl Running {
@@ -110,6 +119,29 @@ impl Running {
         }
         self.ctx.db.close().await;
     }
+}
+
+/// Listens for agents. What they report goes to the nodes' rows first, then to whoever comes after.
+fn serve_agents(ctx: &Ctx, cancel: &CancellationToken, tasks: &TaskTracker) -> Result<SocketAddr> {
+    let (events, heard) = mpsc::channel(AGENT_EVENTS);
+    let (forward, _observe) = mpsc::channel(AGENT_EVENTS);
+    let (samples, _ingest) = samples::queue(SAMPLES);
+    let server = ctx.link.start(LinkParts {
+        config: LinkConfig::at(ctx.config.agents.listen),
+        ca: ctx.ca.clone(),
+        directory: Arc::new(features::nodes::Directory::new(ctx)),
+        clock: ctx.clock.0.clone(),
+        events,
+        samples,
+    })?;
+    let address = server.address();
+    tasks.spawn(features::nodes::run(ctx.clone(), heard, forward, cancel.clone()));
+    let stop = cancel.clone().cancelled_owned();
+    tasks.spawn(async move {
+        stop.await;
+        server.stop().await;
+    });
+    Ok(address)
 }
 
 async fn serve_api<L>(listener: L, router: Router, stop: impl Future<Output = ()> + Send + 'static)
