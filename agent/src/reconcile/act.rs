@@ -11,7 +11,7 @@ use tianqi_common::wire::observed::{LimitKind, LimitState, Removed};
 use super::plan::ContainerAction;
 use crate::docker::model::STOP_GRACE;
 use crate::docker::spec::{self, NodeFacts};
-use crate::docker::{Container, Docker, DockerError, EngineFacts, NetworkSpec};
+use crate::docker::{Container, CreateContainer, Docker, DockerError, EngineFacts, NetworkSpec};
 use crate::gpu::inject::{Injection, SliceInjector};
 
 /// Where the C library that slices need stands in an image, by machine.
@@ -89,23 +89,38 @@ impl Step {
             for volume in &blueprint.volumes {
                 self.docker.create_volume(volume).await?;
             }
-            let id = match self.docker.create(&blueprint.container).await {
-                // An attempt that was cut off made it already.
-                Err(DockerError::Conflict { message }) => {
-                    match self.docker.inspect(&blueprint.container.name).await {
-                        Ok(found) if found.instance == desired.id => found.id,
-                        _ => return Err(DockerError::Conflict { message }),
-                    }
-                }
-                other => other?,
-            };
+            let mut id = self.make(desired, &blueprint.container).await?;
             let slice_idle = self.why_slice_is_idle(desired, &id).await?;
+            if slice_idle.as_ref().is_some_and(|reason| !reason.is_empty()) {
+                // The loader of musl takes LD_PRELOAD as well, and then ends every process with 127,
+                // because the library's glibc is missing.
+                let bare = Injection { limits: injection.limits, ..Injection::default() };
+                let blueprint = spec::blueprint(desired, &image, &facts, &bare, &node);
+                self.docker.remove(&id).await?;
+                id = self.make(desired, &blueprint.container).await?;
+            }
             self.start(desired, &id).await?;
             Ok(slice_idle)
         };
         match created.await {
             Ok(slice_idle) => Outcome::Done { slice_idle },
             Err(error) => failed(&error),
+        }
+    }
+
+    /// Makes a container, or finds the one that an attempt which was cut off made already.
+    async fn make(
+        &self,
+        desired: &InstanceDesired,
+        wanted: &CreateContainer,
+    ) -> Result<String, DockerError> {
+        match self.docker.create(wanted).await {
+            Err(DockerError::Conflict { message }) => match self.docker.inspect(&wanted.name).await
+            {
+                Ok(found) if found.instance == desired.id => Ok(found.id),
+                _ => Err(DockerError::Conflict { message }),
+            },
+            other => other,
         }
     }
 
