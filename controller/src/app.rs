@@ -168,12 +168,8 @@ async fn open(config: Config, clock: SharedClock) -> Result<Ctx> {
     let db = Db::open(&config.database_url(), config.database.max_connections)
         .await
         .context("database.url: the database cannot be opened")?;
-    let authz = Authz {
-        db: db.clone(),
-        clock: clock.clone(),
-        sessions: config.session_rules(),
-        public_origin: config.public_origin(),
-    };
+    let authz = Authz::start(db.clone(), clock.clone(), &config);
+    authz.ensure_admin(&config.data_dir, Config::admin_password()).await?;
     let agent = Duration::from_secs(u64::from(config.agents.certificate_days) * 24 * 3_600);
     let lifetimes = Lifetimes { agent, ..Lifetimes::default() };
     let ca = ca::store::open(&db, &seal, lifetimes, clock.now()).await?;

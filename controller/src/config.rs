@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::core::secret::Secret;
+
 /// Everything that can be set.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -231,6 +233,15 @@ impl Config {
             return invalid("http.public_url", "must begin with https:// or http://");
         }
         Ok(())
+    }
+
+    /// Returns the password that the operator chose for the first account
+    /// (`TIANQI_ADMIN_PASSWORD`), if any. It is no key: it counts at the first start alone.
+    #[must_use]
+    #[allow(clippy::disallowed_methods, reason = "configuration enters here")]
+    pub fn admin_password() -> Option<Secret> {
+        let password = std::env::var("TIANQI_ADMIN_PASSWORD").ok()?;
+        (!password.is_empty()).then(|| Secret::new(password))
     }
 
     /// Returns the database's URL, with the default filled in.

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Reply, Request, backup, exec, socket_path};
 use crate::core::audit::{self, Doer, Entry, Outcome};
+use crate::core::event::Event;
 use crate::features::Ctx;
 
 /// Commands at once; another waits.
@@ -70,7 +71,7 @@ async fn serve(ctx: Ctx, mut stream: UnixStream, restart: &CancellationToken) ->
                 Err(error) => Err(error),
             }
         }
-        Request::ResetPassword { .. } => Err(anyhow::anyhow!("not served")),
+        Request::ResetPassword { user } => reset_password(&ctx, &user).await,
         Request::Backup { file } => {
             let done = backup::backup(&ctx.db, &file).await;
             note(&ctx, "local:backup", &file.display().to_string(), &done).await?;
@@ -89,6 +90,14 @@ async fn serve(ctx: Ctx, mut stream: UnixStream, restart: &CancellationToken) ->
         restart.cancel();
     }
     Ok(())
+}
+
+async fn reset_password(ctx: &Ctx, user: &str) -> Result<String> {
+    let done = ctx.authz.reset_to_random(&Doer::local(), user).await;
+    let (password, account) = done.map_err(|problem| anyhow::anyhow!(problem.detail))?;
+    ctx.events.send(Event::Revoked(account.id));
+    let text = "to be changed at the next login; every session of the account has ended";
+    Ok(format!("new password of {user}: {}\n{text}", password.expose()))
 }
 
 async fn note<T>(ctx: &Ctx, action: &'static str, target: &str, done: &Result<T>) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use axum::http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN};
+use axum::http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN, UPGRADE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method};
 use sha2::{Digest, Sha256};
@@ -12,6 +12,7 @@ use tianqi_common::id::UserId;
 use uuid::Uuid;
 
 use super::Authz;
+use super::session::SessionKind;
 use crate::core::audit::Doer;
 use crate::core::db::{args, row};
 use crate::core::error::{Problem, Result};
@@ -159,7 +160,6 @@ pub(super) async fn authenticate(authz: &Authz, parts: &Parts) -> Result<Actor> 
         Problem::unauthorised("unauthorised", "log in first: POST /api/v1/session")
     })?;
     check_origin(authz, parts, by_cookie)?;
-    let ended = || Problem::unauthorised("unauthorised", "this session has ended; log in again");
     let row = live_session(authz, &token, by_cookie).await?.ok_or_else(ended)?;
     let now = authz.clock.now();
     if now.since(UnixMillis(row.last_used_at)) >= TOUCH_EVERY {
@@ -179,17 +179,20 @@ pub(super) async fn authenticate(authz: &Authz, parts: &Parts) -> Result<Actor> 
     })
 }
 
+const SESSIONS: &str = "select s.id, s.user_id, s.kind, s.last_used_at, s.expires_at, u.name, u.role, \
+     u.disabled, u.must_change_password from sessions s join users u on u.id = s.user_id";
+
 async fn live_session(authz: &Authz, token: &str, by_cookie: bool) -> Result<Option<SessionRow>> {
-    const SQL: &str = "select s.id, s.user_id, s.kind, s.last_used_at, s.expires_at, u.name, u.role, \
-         u.disabled, u.must_change_password from sessions s join users u on u.id = s.user_id \
-         where s.token_hash = $1";
-    let row: Option<SessionRow> = authz.db.first(SQL, args![token_hash(token)]).await?;
+    let sql = format!("{SESSIONS} where s.token_hash = $1");
+    let row: Option<SessionRow> = authz.db.first(&sql, args![token_hash(token)]).await?;
+    let kind = if by_cookie { SessionKind::Cookie } else { SessionKind::Token };
+    Ok(row.filter(|row| row.kind == kind.as_str() && is_live(authz, row)))
+}
+
+fn is_live(authz: &Authz, row: &SessionRow) -> bool {
     let now = authz.clock.now();
-    let kind = if by_cookie { "cookie" } else { "token" };
-    Ok(row.filter(|row| {
-        let is_idle = now.since(UnixMillis(row.last_used_at)) >= authz.sessions.idle;
-        row.kind == kind && !row.disabled && now.0 < row.expires_at && !is_idle
-    }))
+    let is_idle = now.since(UnixMillis(row.last_used_at)) >= authz.sessions.idle;
+    !row.disabled && now.0 < row.expires_at && !is_idle
 }
 
 /// Returns the token and whether it came as a cookie.
@@ -208,19 +211,52 @@ fn presented_token(headers: &HeaderMap) -> Option<(String, bool)> {
 /// write or to open a WebSocket with it. A bearer token is never sent by itself; a foreign origin is
 /// refused with it all the same.
 fn check_origin(authz: &Authz, parts: &Parts, by_cookie: bool) -> Result<()> {
-    let header = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
-    let is_upgrade = header(axum::http::header::UPGRADE).is_some();
+    refuse_foreign_origin(authz, &parts.headers)?;
+    let is_upgrade = parts.headers.contains_key(UPGRADE);
     let is_reading = matches!(parts.method, Method::GET | Method::HEAD) && !is_upgrade;
-    let foreign =
-        || Problem::forbidden("foreign_origin", "this request comes from a page of another site");
-    match header(ORIGIN) {
-        Some(origin) => {
-            let host = origin.split_once("://").map(|(_, host)| host);
-            let is_own = host.is_some() && (host == header(HOST))
-                || authz.public_origin.as_deref() == Some(origin);
-            if is_own { Ok(()) } else { Err(foreign()) }
-        }
-        None if is_reading || !by_cookie => Ok(()),
-        None => Err(foreign()),
+    let is_fine = is_reading || !by_cookie || parts.headers.contains_key(ORIGIN);
+    if is_fine { Ok(()) } else { Err(foreign_origin()) }
+}
+
+/// Refuses a request that a page of another site makes, also where nobody is logged in yet.
+///
+/// # Errors
+///
+/// `foreign_origin` (403).
+pub fn refuse_foreign_origin(authz: &Authz, headers: &HeaderMap) -> Result<()> {
+    let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    if !headers.contains_key(ORIGIN) {
+        return Ok(());
     }
+    let origin = header(ORIGIN);
+    let host = origin.and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
+    // HTTP/2 has no Host header; hyper keeps the authority in the URI, and browsers that speak it
+    // come by the public URL.
+    let is_own = host.is_some() && host == header(HOST)
+        || origin.is_some() && origin == authz.public_origin.as_deref();
+    if is_own { Ok(()) } else { Err(foreign_origin()) }
+}
+
+fn foreign_origin() -> Problem {
+    Problem::forbidden("foreign_origin", "this request comes from a page of another site")
+}
+
+/// Reads again what an actor may do: its session must live and its account may have changed.
+///
+/// # Errors
+///
+/// `unauthorised` (401) when the session has ended or the account is disabled.
+pub(super) async fn refresh(authz: &Authz, actor: &Actor) -> Result<Actor> {
+    let sql = format!("{SESSIONS} where s.id = $1");
+    let row: Option<SessionRow> = authz.db.first(&sql, args![actor.session]).await?;
+    let row = row.filter(|row| is_live(authz, row)).ok_or_else(ended)?;
+    Ok(Actor {
+        role: Role::from_word(&row.role).ok_or_else(ended)?,
+        must_change_password: row.must_change_password,
+        ..actor.clone()
+    })
+}
+
+fn ended() -> Problem {
+    Problem::unauthorised("unauthorised", "this session has ended; log in again")
 }

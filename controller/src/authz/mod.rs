@@ -4,16 +4,23 @@
 //! else, it is not serialisable, and it cannot be pointed at another target. A handler cannot be
 //! written without one in its signature; opening anything on an instance takes one.
 
+pub mod account;
 pub mod actor;
 mod extract;
+pub mod first_start;
+pub mod login;
+pub mod password;
 pub mod policy;
 pub mod resource;
+pub mod session;
+mod throttle;
 
 use std::marker::PhantomData;
 
 use tianqi_common::clock::SharedClock;
 use tianqi_common::id::UserId;
 
+use crate::config::Config;
 use crate::core::db::Db;
 use crate::core::error::{Problem, Result};
 
@@ -32,6 +39,29 @@ pub struct Authz {
     pub sessions: actor::SessionRules,
     /// Origins, besides the request's own host, that the console is served from.
     pub public_origin: Option<String>,
+    /// Whether people come by TLS, so that cookies must never be sent without.
+    pub is_secure: bool,
+    /// Passwords, a few at a time.
+    pub hasher: password::Hasher,
+    throttle: throttle::Throttle,
+}
+
+impl Authz {
+    /// Starts with nobody throttled; needs a running runtime.
+    #[must_use]
+    pub fn start(db: Db, clock: SharedClock, config: &Config) -> Self {
+        let public_origin = config.public_origin();
+        let is_public_secure = public_origin.as_deref().is_some_and(|o| o.starts_with("https:"));
+        Self {
+            db,
+            throttle: throttle::Throttle::start(clock.clone()),
+            clock,
+            sessions: config.session_rules(),
+            is_secure: config.http.tls_cert.is_some() || is_public_secure,
+            public_origin,
+            hasher: password::Hasher::new(),
+        }
+    }
 }
 
 impl std::fmt::Debug for Authz {
@@ -54,6 +84,8 @@ pub struct Grant<R, P> {
 pub enum Scope {
     /// Everybody's.
     All,
+    /// What is on offer: listed images and specs.
+    Offered,
     /// One account's own.
     Own(UserId),
 }
@@ -63,7 +95,7 @@ impl Scope {
     #[must_use]
     pub fn owner(self) -> Option<UserId> {
         match self {
-            Self::All => None,
+            Self::All | Self::Offered => None,
             Self::Own(owner) => Some(owner),
         }
     }
@@ -87,6 +119,7 @@ impl<R, P> Grant<R, P> {
     pub fn scope(&self) -> Scope {
         match self.reach {
             Reach::All => Scope::All,
+            Reach::Offered => Scope::Offered,
             Reach::Own | Reach::None => Scope::Own(self.actor.id),
         }
     }
@@ -101,13 +134,16 @@ impl<R: resource::Resource, P: Permission> Grant<R, P> {
     /// belongs to somebody else, so that nobody learns which ids exist; `password_change_required`
     /// (403) while somebody else's password is still in use.
     pub fn decide(actor: Actor, resource: R) -> Result<Self> {
-        if actor.must_change_password && P::NAME != policy::MePassword::NAME {
+        let is_always_allowed =
+            matches!(P::NAME, policy::MePassword::NAME | policy::SessionOwn::NAME);
+        if actor.must_change_password && !is_always_allowed {
             let detail = "set your own password first: PUT /api/v1/me/password";
             return Err(Problem::forbidden("password_change_required", detail));
         }
         let reach = policy::reach(actor.role, P::NAME);
         let is_visible = match reach {
             Reach::All => true,
+            Reach::Offered => resource.is_offered(),
             Reach::Own => resource.owner().is_none_or(|owner| owner == actor.id),
             Reach::None => {
                 let detail = format!("your role {} lacks the permission {}", actor.role, P::NAME);
@@ -118,5 +154,19 @@ impl<R: resource::Resource, P: Permission> Grant<R, P> {
             return Err(R::missing());
         }
         Ok(Self { actor, resource, reach, permission: PhantomData })
+    }
+
+    /// Decides again for something that holds a grant for long, after an event
+    /// [`Revoked`](crate::core::event::Event::Revoked) for its actor or when events were missed.
+    ///
+    /// # Errors
+    ///
+    /// `unauthorised` (401) when the session has ended, and as [`Grant::decide`].
+    pub async fn recheck(&self, authz: &Authz) -> Result<()>
+    where
+        R: Clone,
+    {
+        let actor = actor::refresh(authz, &self.actor).await?;
+        Self::decide(actor, self.resource.clone()).map(|_| ())
     }
 }

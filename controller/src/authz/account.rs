@@ -1,0 +1,141 @@
+//! Accounts and their credentials: the SQL of the table `users` that logging in needs.
+
+use tianqi_common::clock::UnixMillis;
+use tianqi_common::id::UserId;
+use uuid::Uuid;
+
+use super::Role;
+use crate::core::db::{Db, DbError, Tx, args, row};
+
+/// An account as everybody who may read accounts sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Which.
+    pub id: UserId,
+    /// The name to log in with.
+    pub name: String,
+    /// The name people read; may be empty.
+    pub display_name: String,
+    /// What it may do.
+    pub role: Role,
+    /// A disabled account cannot log in.
+    pub disabled: bool,
+    /// Whether somebody else set the password.
+    pub must_change_password: bool,
+    /// When it was made.
+    pub created_at: UnixMillis,
+    /// When it was changed last.
+    pub updated_at: UnixMillis,
+}
+
+row! {
+    /// A row of `users`; [`AccountRow::account`] checks it.
+    pub struct AccountRow {
+        id: Uuid,
+        name: String,
+        display_name: String,
+        password_hash: String,
+        role: String,
+        disabled: bool,
+        must_change_password: bool,
+        created_at: i64,
+        updated_at: i64,
+    }
+}
+
+/// The columns of [`AccountRow`].
+pub const COLUMNS: &str = "id, name, display_name, password_hash, role, disabled, \
+     must_change_password, created_at, updated_at";
+
+impl AccountRow {
+    /// Checks the row.
+    ///
+    /// # Errors
+    ///
+    /// [`DbError::Corrupt`] when the role is no role.
+    pub fn account(self) -> Result<Account, DbError> {
+        let problem = format!("{:?} is no role", self.role);
+        let role = Role::from_word(&self.role);
+        let role = role.ok_or(DbError::Corrupt { column: "users.role", problem })?;
+        Ok(Account {
+            id: UserId(self.id),
+            name: self.name,
+            display_name: self.display_name,
+            role,
+            disabled: self.disabled,
+            must_change_password: self.must_change_password,
+            created_at: UnixMillis(self.created_at),
+            updated_at: UnixMillis(self.updated_at),
+        })
+    }
+}
+
+/// Returns the account `id`, if there is one.
+///
+/// # Errors
+///
+/// [`DbError`] when the engine refuses.
+pub async fn account(db: &Db, id: UserId) -> Result<Option<Account>, DbError> {
+    let sql = format!("select {COLUMNS} from users where id = $1");
+    db.first::<AccountRow>(&sql, args![id]).await?.map(AccountRow::account).transpose()
+}
+
+/// Returns the account called `name` and its password's hash, if there is one.
+///
+/// # Errors
+///
+/// [`DbError`] when the engine refuses.
+pub(super) async fn with_hash(db: &Db, name: &str) -> Result<Option<(Account, String)>, DbError> {
+    let sql = format!("select {COLUMNS} from users where name = $1");
+    let Some(row) = db.first::<AccountRow>(&sql, args![name]).await? else { return Ok(None) };
+    let hash = row.password_hash.clone();
+    Ok(Some((row.account()?, hash)))
+}
+
+/// Returns how many accounts there are.
+///
+/// # Errors
+///
+/// [`DbError`] when the engine refuses.
+pub(super) async fn count(db: &Db) -> Result<i64, DbError> {
+    db.number("select count(*) from users", args![]).await
+}
+
+/// Adds an account.
+///
+/// # Errors
+///
+/// [`DbError::Duplicate`] when the name is taken.
+pub async fn insert(tx: &mut Tx, account: &Account, password_hash: &str) -> Result<(), DbError> {
+    const SQL: &str = "insert into users (id, name, display_name, password_hash, role, disabled, \
+         must_change_password, created_at, updated_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+    let values = args![
+        account.id,
+        account.name.as_str(),
+        account.display_name.as_str(),
+        password_hash,
+        account.role.as_str(),
+        account.disabled,
+        account.must_change_password,
+        account.created_at,
+        account.updated_at,
+    ];
+    tx.run(SQL, values).await.map(|_| ())
+}
+
+/// Sets a password's hash and says whether its owner must choose another.
+///
+/// # Errors
+///
+/// [`DbError`] when the engine refuses.
+pub(super) async fn set_password(
+    tx: &mut Tx,
+    id: UserId,
+    password_hash: &str,
+    must_change: bool,
+    now: UnixMillis,
+) -> Result<(), DbError> {
+    const SQL: &str = "update users set password_hash = $1, must_change_password = $2, \
+         updated_at = $3 where id = $4";
+    tx.run(SQL, args![password_hash, must_change, now, id]).await.map(|_| ())
+}
