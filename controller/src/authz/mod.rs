@@ -84,8 +84,6 @@ pub struct Grant<R, P> {
 pub enum Scope {
     /// Everybody's.
     All,
-    /// What is on offer: listed images and specs.
-    Offered,
     /// One account's own.
     Own(UserId),
 }
@@ -95,7 +93,7 @@ impl Scope {
     #[must_use]
     pub fn owner(self) -> Option<UserId> {
         match self {
-            Self::All | Self::Offered => None,
+            Self::All => None,
             Self::Own(owner) => Some(owner),
         }
     }
@@ -119,7 +117,6 @@ impl<R, P> Grant<R, P> {
     pub fn scope(&self) -> Scope {
         match self.reach {
             Reach::All => Scope::All,
-            Reach::Offered => Scope::Offered,
             Reach::Own | Reach::None => Scope::Own(self.actor.id),
         }
     }
@@ -143,7 +140,6 @@ impl<R: resource::Resource, P: Permission> Grant<R, P> {
         let reach = policy::reach(actor.role, P::NAME);
         let is_visible = match reach {
             Reach::All => true,
-            Reach::Offered => resource.is_offered(),
             Reach::Own => resource.owner().is_none_or(|owner| owner == actor.id),
             Reach::None => {
                 let detail = format!("your role {} lacks the permission {}", actor.role, P::NAME);

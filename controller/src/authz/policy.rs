@@ -5,8 +5,6 @@
 pub enum Reach {
     /// Not at all.
     None,
-    /// What is on offer: listed images and specs.
-    Offered,
     /// Things the account owns, and things that belong to nobody.
     Own,
     /// Everything.
@@ -62,9 +60,9 @@ permissions! {
     "Read nodes, their cards and their state." "nodes:read" NodesRead: user None, auditor All;
     "Change, cordon, drain and remove nodes." "nodes:write" NodesWrite: user None, auditor None;
     "Make, list and withdraw join tokens." "join_tokens:write" JoinTokensWrite: user None, auditor None;
-    "Read the images on offer." "images:read" ImagesRead: user Offered, auditor All;
+    "Read the images on offer." "images:read" ImagesRead: user All, auditor All;
     "Create, change and delete images and their registry credentials." "images:write" ImagesWrite: user None, auditor None;
-    "Read the specs on offer." "specs:read" SpecsRead: user Offered, auditor All;
+    "Read the specs on offer." "specs:read" SpecsRead: user All, auditor All;
     "Create, change and delete specs." "specs:write" SpecsWrite: user None, auditor None;
     "See where a request would be placed, and why not elsewhere." "placements:read" PlacementsRead: user All, auditor All;
     "List and read instances, their events and figures." "instances:read" InstancesRead: user Own, auditor All;

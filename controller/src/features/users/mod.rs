@@ -1,0 +1,16 @@
+//! Accounts: who may log in, their roles, their sessions and passwords.
+//!
+//! Checking passwords and keeping sessions is `authz`; this room is its face in the API. There is
+//! always an admin who can log in, and an account that still owns instances cannot be deleted.
+
+mod model;
+mod session;
+
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::features::Ctx;
+
+/// The room's paths.
+pub fn router() -> OpenApiRouter<Ctx> {
+    OpenApiRouter::new().merge(session::router())
+}
