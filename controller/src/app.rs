@@ -191,6 +191,7 @@ fn rooms() -> OpenApiRouter<Ctx> {
         .merge(features::audit::router())
         .merge(features::instances::router())
         .merge(features::nodes::router())
+        .merge(features::users::router())
 }
 
 /// Returns the API's description as JSON.

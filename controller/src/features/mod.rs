@@ -6,6 +6,7 @@ pub mod instances;
 pub mod nodes;
 pub mod specs;
 pub mod system;
+pub mod users;
 
 use std::sync::Arc;
 

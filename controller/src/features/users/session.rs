@@ -44,8 +44,7 @@ async fn log_in(
     };
     let (begun, account) = ctx.authz.log_in(&visitor, &body.name, &body.password, kind).await?;
     let token = (kind == SessionKind::Token).then(|| begun.token.expose().to_owned());
-    let session =
-        Session { token, expires_at: begun.expires_at.into(), user: User::from(account) };
+    let session = Session { token, expires_at: begun.expires_at.into(), user: User::from(account) };
     let mut response = (StatusCode::CREATED, Json(session)).into_response();
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if kind == SessionKind::Cookie {
