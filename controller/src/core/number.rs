@@ -90,7 +90,12 @@ impl CpuCores {
 
 /// Returns the number times `scale`, if that is a whole number.
 fn scaled(text: &str, scale: i64) -> Option<Decimal> {
-    let number = text.parse::<Decimal>().or_else(|_| Decimal::from_scientific(text)).ok()?;
+    // Longer texts would be rounded to 28 digits without a word.
+    let number = match text.contains(['e', 'E']) {
+        true if text.len() > 24 => return None,
+        true => Decimal::from_scientific(text).ok()?,
+        false => Decimal::from_str_exact(text).ok()?,
+    };
     let scaled = number.checked_mul(Decimal::from(scale))?;
     // The multiplication rounds where 28 digits do not suffice; such numbers are refused too.
     let is_exact = scaled.is_integer() && scaled.checked_div(Decimal::from(scale)) == Some(number);
