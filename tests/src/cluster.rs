@@ -217,6 +217,16 @@ impl Agent {
         self.start();
     }
 
+    /// Makes a second agent with the same identity, as a copied disk would be; not started.
+    #[must_use]
+    pub fn twin(&self) -> Self {
+        let folder =
+            tempfile::Builder::new().prefix("tianqi-twin-").tempdir().expect("data folder");
+        let status = Command::new("cp").arg("-a").arg(self.data_dir()).arg(folder.path()).status();
+        assert!(status.is_ok_and(|status| status.success()), "the identity could not be copied");
+        Self { folder, options: self.options.clone(), process: None, node_id: self.node_id.clone() }
+    }
+
     /// Returns the id of its node.
     #[must_use]
     pub fn node_id(&self) -> &str {
