@@ -4,6 +4,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::panic,
     clippy::indexing_slicing,
     reason = "a test fails by panicking"
 )]
@@ -11,16 +12,30 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Output;
+use std::sync::Arc;
+use std::time::Duration;
 
+use tianqi_agent::docker::endpoint::Endpoint;
+use tianqi_agent::docker::engine::Engine;
+use tianqi_agent::docker::walls::Iptables;
+use tianqi_agent::docker::{DockerHandle, NetworkSpec};
 use tianqi_agent::gpu::hami::HamiInjector;
 use tianqi_agent::gpu::inject::{Injection, SliceInjector};
+use tianqi_agent::reconcile::ledger::Ledger;
+use tianqi_agent::reconcile::{Reconciler, Settings};
 use tianqi_agent::telemetry::cgroup::{Membership, usage};
 use tianqi_agent::telemetry::{Roots, host};
+use tianqi_common::clock::SystemClock;
 use tianqi_common::id::InstanceId;
-use tianqi_common::unit::{CorePercent, GpuMemoryMib};
-use tianqi_common::wire::desired::{GpuSlice, GpuUuid};
+use tianqi_common::unit::{CorePercent, DiskGib, GpuMemoryMib, MemoryMib, Millicores};
+use tianqi_common::wire::desired::{
+    GpuSlice, GpuUuid, InstanceDesired, InstanceSpec, NodeDesired, RestartPolicy, Revision, Run,
+};
+use tianqi_common::wire::observed::{ContainerState, InstanceObserved, LimitKind, NodeObserved};
 use tianqi_tests::dockerd::Dockerd;
 use tianqi_tests::images;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 const SLICE: GpuSlice = GpuSlice { memory: GpuMemoryMib(8192), cores: CorePercent(30) };
 /// What the region says in every process, whatever its environment.
@@ -191,4 +206,94 @@ fn a_container_is_read_from_its_control_groups() {
     assert_eq!(found.memory_limit_bytes, 0);
     let (received, _) = host::network_bytes(&read("net/dev"));
     assert!(received < 1 << 30, "{received}");
+}
+
+fn desired(image: &str, name: &str) -> InstanceDesired {
+    let spec = InstanceSpec {
+        container_name: format!("{name}-1"),
+        image: image.to_owned(),
+        cpu: Millicores(500),
+        memory: MemoryMib(128),
+        system_disk: DiskGib(0),
+        data_disk: DiskGib(0),
+        shm: MemoryMib(16),
+        pids_limit: 64,
+        gpus: vec![GpuUuid("SIM-1".to_owned())],
+        slice: Some(SLICE),
+        env: Vec::new(),
+        restart: RestartPolicy::Never,
+    };
+    InstanceDesired { id: InstanceId::new(), generation: 1, run: Run::Running, spec }
+}
+
+/// Waits until what is on the node is as a test wants it.
+async fn until(
+    observed: &mut watch::Receiver<NodeObserved>,
+    holds: impl FnMut(&NodeObserved) -> bool,
+) -> NodeObserved {
+    let patience = Duration::from_secs(60);
+    let waited = tokio::time::timeout(patience, observed.wait_for(holds))
+        .await
+        .map(|found| found.unwrap().clone());
+    waited.unwrap_or_else(|_| panic!("never came; last was {:?}", *observed.borrow()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_loop_gives_a_slice_to_an_image_with_glibc_and_says_which_image_holds_none() {
+    let engine = Dockerd::start();
+    let data_dir = engine.root().join("agent");
+    let hami = engine.root().join("build");
+    fs::create_dir_all(&data_dir).unwrap();
+    fs::create_dir_all(&hami).unwrap();
+    fs::copy(built_library(), hami.join("libvgpu.so")).unwrap();
+    let injector = Arc::new(HamiInjector::new(&data_dir, &hami));
+    let endpoint = Endpoint::parse(&engine.endpoint(), None, None, None).unwrap();
+    let docker = DockerHandle::new(Arc::new(Engine::new(endpoint).unwrap()));
+    let (bridge, subnet) = engine.instance_network();
+    let network = NetworkSpec { bridge, subnet, ..NetworkSpec::default() };
+    let settings = Settings { network, ..Settings::default() };
+    let clock = SystemClock::shared();
+    let ledger = Ledger::open(&data_dir, clock.now()).unwrap();
+    let guard = Arc::new(Iptables);
+    let reconciler = Reconciler::new(docker, ledger, injector.clone(), guard, clock, settings);
+    let glibc = desired(images::debian(&engine), "glibc");
+    let none = desired(images::busybox(&engine), "none");
+    let (glibc_id, none_id) = (glibc.id, none.id);
+    let revision = |generation| Revision { epoch: 0, generation };
+    let instances = vec![glibc, none];
+    let wanted = NodeDesired { revision: revision(1), instances, tombstones: Vec::new() };
+    let wanted = watch::Sender::new(Some(wanted));
+    let (seen, mut observed) = watch::channel(NodeObserved::default());
+    let cancel = CancellationToken::new();
+    let _stop = cancel.clone().drop_guard();
+    tokio::spawn(reconciler.run(wanted.subscribe(), Arc::default(), seen, cancel));
+
+    let found = until(&mut observed, |found| {
+        let runs = |instance: &InstanceObserved| instance.state == ContainerState::Running;
+        found.instances.len() == 2 && found.instances.iter().all(runs)
+    })
+    .await;
+
+    let of = |id| found.instances.iter().find(|instance| instance.id == id).unwrap();
+    let slice_of = |id| of(id).limits.iter().find(|limit| limit.kind == LimitKind::Slice).unwrap();
+    let env_of = |id| {
+        let container = of(id).container_id.clone().unwrap();
+        engine.docker(&["inspect", "--format={{.Config.Env}}{{.HostConfig.Binds}}", &container])
+    };
+    assert!(slice_of(glibc_id).enforced, "{:?}", slice_of(glibc_id));
+    assert!(env_of(glibc_id).contains("LD_PRELOAD=/libvgpu/build/libvgpu.so"));
+    assert!(!slice_of(none_id).enforced && slice_of(none_id).reason.contains("glibc"));
+    assert!(!env_of(none_id).contains("LD_PRELOAD") && !env_of(none_id).contains("vgpu"));
+    let container = of(glibc_id).container_id.clone().unwrap();
+    let program = ["exec", &container, "env", "-i", "/bin/true", "tianqi-report"];
+    assert!(engine.docker(&program).ends_with(REGION));
+
+    let tombstones = vec![glibc_id, none_id];
+    wanted.send_replace(Some(NodeDesired { revision: revision(2), instances: vec![], tombstones }));
+    until(&mut observed, |found| {
+        found.removed.len() == 2 && found.removed.iter().all(|removed| removed.leftovers.is_empty())
+    })
+    .await;
+    assert!(injector.leftovers(&[].into()).is_empty());
+    assert!(engine.containers_labelled("tianqi.instance").is_empty());
 }
