@@ -62,7 +62,7 @@ pub enum SessionMode {
 #[serde(deny_unknown_fields)]
 pub struct LogIn {
     /// The account's name.
-    pub name: String,
+    pub username: String,
     /// Its password.
     #[schema(value_type = String, format = Password)]
     pub password: Secret,

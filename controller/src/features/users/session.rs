@@ -42,7 +42,7 @@ async fn log_in(
         SessionMode::Cookie => SessionKind::Cookie,
         SessionMode::Token => SessionKind::Token,
     };
-    let (begun, account) = ctx.authz.log_in(&visitor, &body.name, &body.password, kind).await?;
+    let (begun, account) = ctx.authz.log_in(&visitor, &body.username, &body.password, kind).await?;
     let token = (kind == SessionKind::Token).then(|| begun.token.expose().to_owned());
     let session = Session { token, expires_at: begun.expires_at.into(), user: User::from(account) };
     let mut response = (StatusCode::CREATED, Json(session)).into_response();
