@@ -7,4 +7,5 @@ pub mod config;
 pub mod core;
 pub mod features;
 pub mod link;
+pub mod reconcile;
 pub mod serve;

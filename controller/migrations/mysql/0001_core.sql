@@ -237,6 +237,11 @@ create table node_grants (
 ) default character set utf8mb4;
 create index node_grants_node on node_grants (node_id);
 
+create table node_revisions (
+    node_id binary(16) primary key,
+    generation bigint not null
+) default character set utf8mb4;
+
 create table gpu_grants (
     instance_id binary(16) not null,
     gpu_uuid varchar(191) collate utf8mb4_bin not null,

@@ -237,6 +237,11 @@ create table node_grants (
 );
 create index node_grants_node on node_grants (node_id);
 
+create table node_revisions (
+    node_id uuid primary key,
+    generation bigint not null
+);
+
 create table gpu_grants (
     instance_id uuid not null,
     gpu_uuid text not null,

@@ -237,6 +237,11 @@ create table node_grants (
 );
 create index node_grants_node on node_grants (node_id);
 
+create table node_revisions (
+    node_id blob primary key,
+    generation integer not null
+);
+
 create table gpu_grants (
     instance_id blob not null,
     gpu_uuid text not null,

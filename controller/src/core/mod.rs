@@ -8,6 +8,7 @@ pub mod error;
 pub mod event;
 pub mod http;
 pub mod idempotency;
+pub mod job;
 pub mod number;
 pub mod page;
 pub mod patch;

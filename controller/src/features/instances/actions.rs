@@ -1,5 +1,7 @@
 //! The verbs. Each owns its transaction, its audit row and its event.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 use tianqi_common::clock::UnixMillis;
 use tianqi_common::id::{InstanceId, NodeId};
@@ -286,7 +288,7 @@ async fn write_act(
     let mut tx = ctx.db.begin().await?;
     // The node's row is locked first, as everywhere, so that nobody waits in a circle.
     if let Some(node) = change.before.node {
-        fleet::touch_node(&mut tx, node).await?;
+        store::touch_nodes(&mut tx, &BTreeSet::from([node])).await?;
     }
     if !change.write(&mut tx, now).await? {
         return Ok(false);

@@ -9,7 +9,7 @@ use tianqi_common::wire::inventory::NodeInventory;
 use tianqi_scheduler::{GpuCapacity, GpuMode, NodeCapacity, NodeGate};
 use uuid::Uuid;
 
-use crate::core::db::{Db, DbError, Engine, Row, Tx, Value, args, row};
+use crate::core::db::{Db, DbError, Engine, Row, Tx, Value, row};
 
 /// Somewhere rows can be read from: the pool, or a transaction that holds locks.
 pub trait Source: Send {
@@ -311,14 +311,4 @@ pub async fn lock_nodes(tx: &mut Tx, ids: &BTreeSet<NodeId>) -> Result<Vec<NodeI
     );
     tx.all::<IdRow>(&sql, values).await?;
     Ok(found.into_iter().map(|row| NodeId(row.id)).collect())
-}
-
-/// Locks one node's row and marks what should be on it as changed. Returns whether it exists.
-///
-/// # Errors
-///
-/// [`DbError`] when the engine refuses.
-pub async fn touch_node(tx: &mut Tx, node: NodeId) -> Result<bool, DbError> {
-    let sql = "update nodes set desired_generation = desired_generation + 1 where id = $1";
-    Ok(tx.run(sql, args![node]).await? > 0)
 }

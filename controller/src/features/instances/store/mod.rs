@@ -1,15 +1,21 @@
-//! SQL of `instances`, `instance_events`, `node_grants` and `gpu_grants`.
+//! SQL of `instances`, `instance_events`, `node_grants`, `gpu_grants` and `node_revisions`.
+
+mod grants;
+mod write;
 
 use tianqi_common::clock::UnixMillis;
 use tianqi_common::id::{InstanceId, NodeId, UserId};
-use tianqi_common::unit::{DiskGib, MemoryMib, Millicores};
+use tianqi_common::unit::DiskGib;
 use tianqi_common::wire::desired::{GpuUuid, RestartPolicy};
-use tianqi_scheduler::{Placement, Request};
+use tianqi_scheduler::Request;
 use uuid::Uuid;
 
+pub use grants::{grant, node_generations, release, release_all, touch_nodes};
+pub use write::{bury, insert, note, rename, save};
+
 use super::lifecycle::{Desired, Phase, State};
-use super::model::{SpecSnapshot, policy_from_word, policy_word};
-use crate::core::db::{Db, DbError, Tx, Value, args, row};
+use super::model::{SpecSnapshot, policy_from_word};
+use crate::core::db::{Db, DbError, args, row};
 
 row! {
     #[derive(Clone, Debug)]
@@ -200,126 +206,6 @@ fn parsed(rows: Vec<InstanceRow>) -> Result<Vec<Instance>, DbError> {
     rows.into_iter().map(Instance::try_from).collect()
 }
 
-/// Writes a new instance.
-///
-/// # Errors
-///
-/// [`DbError::Duplicate`] when the owner has a live instance of this name.
-pub async fn insert(tx: &mut Tx, it: &Instance) -> Result<(), DbError> {
-    const SQL: &str = "insert into instances (id, owner_id, name, live_name, image_id, spec_id, \
-         requested_node_id, image_address, spec, environment, restart_policy, priority, remark, \
-         desired, generation, phase, reason_code, reason, reason_detail, observed_generation, \
-         container_name, limits, gpus, fail_if_full, restarts, queued_at, created_at, updated_at) \
-         values ($1, $2, $3, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \
-         $18, 0, $19, $20, $21, $22, 0, $23, $24, $24)";
-    let values = args![
-        it.id,
-        it.owner,
-        it.name.as_str(),
-        it.image_id,
-        it.spec_id,
-        it.requested_node,
-        it.image_address.as_str(),
-        json(&it.spec),
-        json(&it.env),
-        policy_word(it.policy),
-        it.priority,
-        it.remark.as_str(),
-        it.state.desired.as_str(),
-        it.generation,
-        it.state.phase.as_str(),
-        it.why.code.as_str(),
-        it.why.text.as_str(),
-        it.why.detail.as_str(),
-        it.container_name.as_str(),
-        it.limits.as_str(),
-        json(&it.gpus),
-        it.fail_if_full,
-        it.queued_at,
-        it.created_at,
-    ];
-    tx.run(SQL, values).await.map(|_| ())
-}
-
-fn json(value: &impl serde::Serialize) -> String {
-    // Plain structs of text and numbers always serialise.
-    serde_json::to_string(value).unwrap_or_default()
-}
-
-/// Writes what changed from `before` to `after`, unless somebody else changed the row's state
-/// meanwhile. Returns whether it was written.
-///
-/// # Errors
-///
-/// [`DbError`] when the engine refuses.
-pub async fn save(
-    tx: &mut Tx,
-    before: &Instance,
-    after: &Instance,
-    now: UnixMillis,
-) -> Result<bool, DbError> {
-    const SQL: &str = "update instances set node_id = $1, desired = $2, generation = $3, \
-         phase = $4, reason_code = $5, reason = $6, reason_detail = $7, observed_generation = $8, \
-         container_id = $9, limits = $10, gpus = $11, exit_code = $12, restarts = $13, \
-         queued_at = $14, started_at = $15, updated_at = $16 \
-         where id = $17 and desired = $18 and phase = $19 and generation = $20 \
-         and deleted_at is null";
-    let values = args![
-        after.node,
-        after.state.desired.as_str(),
-        after.generation,
-        after.state.phase.as_str(),
-        after.why.code.as_str(),
-        after.why.text.as_str(),
-        after.why.detail.as_str(),
-        after.observed_generation,
-        after.container_id.clone(),
-        after.limits.as_str(),
-        json(&after.gpus),
-        after.exit_code,
-        after.restarts,
-        after.queued_at,
-        after.started_at,
-        now,
-        before.id,
-        before.state.desired.as_str(),
-        before.state.phase.as_str(),
-        before.generation,
-    ];
-    Ok(tx.run(SQL, values).await? > 0)
-}
-
-/// Marks an instance as gone and frees its name and everything it held.
-///
-/// # Errors
-///
-/// [`DbError`] when the engine refuses.
-pub async fn bury(tx: &mut Tx, id: InstanceId, now: UnixMillis) -> Result<bool, DbError> {
-    const SQL: &str = "update instances set deleted_at = $1, live_name = null, desired = 'deleted', \
-         phase = 'deleting', updated_at = $1 where id = $2 and deleted_at is null";
-    let buried = tx.run(SQL, args![now, id]).await? > 0;
-    tx.run("delete from gpu_grants where instance_id = $1", args![id]).await?;
-    tx.run("delete from node_grants where instance_id = $1", args![id]).await?;
-    Ok(buried)
-}
-
-/// Writes name and remark.
-///
-/// # Errors
-///
-/// [`DbError::Duplicate`] when the owner has a live instance of this name.
-pub async fn rename(
-    tx: &mut Tx,
-    id: InstanceId,
-    name: &str,
-    remark: &str,
-    now: UnixMillis,
-) -> Result<(), DbError> {
-    const SQL: &str = "update instances set name = $1, live_name = $1, remark = $2, \
-         updated_at = $3 where id = $4 and deleted_at is null";
-    tx.run(SQL, args![name, remark, now, id]).await.map(|_| ())
-}
-
 /// Reads one live instance.
 ///
 /// # Errors
@@ -376,7 +262,7 @@ pub async fn active_on_lost_nodes(db: &Db) -> Result<Vec<Instance>, DbError> {
 pub async fn on_removed_nodes(db: &Db) -> Result<Vec<Instance>, DbError> {
     let sql = format!(
         "select {COLUMNS} from instances where deleted_at is null and node_id is not null \
-         and phase <> 'failed' and node_id not in (select id from nodes)"
+         and node_id not in (select id from nodes)"
     );
     parsed(db.all(&sql, args![]).await?)
 }
@@ -395,94 +281,4 @@ pub async fn queue_order(db: &Db) -> Result<Vec<InstanceId>, DbError> {
          order by priority desc, queued_at, id";
     let rows: Vec<PlaceRow> = db.all(sql, args![]).await?;
     Ok(rows.into_iter().map(|row| InstanceId(row.id)).collect())
-}
-
-/// Writes the grants of a placement: cards, CPU and memory, and the disk of a first one.
-///
-/// # Errors
-///
-/// [`DbError`] when the engine refuses.
-pub async fn grant(
-    tx: &mut Tx,
-    it: &Instance,
-    request: &Request,
-    placement: &Placement,
-    now: UnixMillis,
-) -> Result<(), DbError> {
-    let (cpu, memory) = (request.cpu, request.memory);
-    const AGAIN: &str =
-        "update node_grants set cpu_millicores = $1, memory_mib = $2 where instance_id = $3";
-    let is_first = it.node.is_none() || tx.run(AGAIN, args![cpu.0, memory.0, it.id]).await? == 0;
-    if is_first {
-        insert_node_grant(tx, it, placement.node, cpu, memory, now).await?;
-    }
-    let (memory, cores) = placement.slice.map_or((0, 100), |slice| (slice.memory.0, slice.cores.0));
-    for gpu in &placement.gpus {
-        const SQL: &str = "insert into gpu_grants (instance_id, gpu_uuid, node_id, memory_mib, \
-             cores, exclusive, created_at) values ($1, $2, $3, $4, $5, $6, $7)";
-        let exclusive = placement.slice.is_none();
-        let values = args![it.id, gpu.0.as_str(), placement.node, memory, cores, exclusive, now];
-        tx.run(SQL, values).await?;
-    }
-    Ok(())
-}
-
-async fn insert_node_grant(
-    tx: &mut Tx,
-    it: &Instance,
-    node: NodeId,
-    cpu: Millicores,
-    memory: MemoryMib,
-    now: UnixMillis,
-) -> Result<(), DbError> {
-    const SQL: &str = "insert into node_grants (instance_id, node_id, cpu_millicores, memory_mib, \
-         disk_gib, created_at) values ($1, $2, $3, $4, $5, $6)";
-    tx.run(SQL, args![it.id, node, cpu.0, memory.0, it.disk().0, now]).await.map(|_| ())
-}
-
-/// Takes back CPU, memory and cards; the disk stays granted.
-///
-/// # Errors
-///
-/// [`DbError`] when the engine refuses.
-pub async fn release(tx: &mut Tx, id: InstanceId) -> Result<(), DbError> {
-    tx.run("delete from gpu_grants where instance_id = $1", args![id]).await?;
-    let sql = "update node_grants set cpu_millicores = 0, memory_mib = 0 where instance_id = $1";
-    tx.run(sql, args![id]).await.map(|_| ())
-}
-
-/// Writes one line of an instance's history.
-///
-/// # Errors
-///
-/// [`DbError`] when the engine refuses.
-pub async fn note(
-    tx: &mut Tx,
-    id: InstanceId,
-    now: UnixMillis,
-    kind: &str,
-    message: &str,
-) -> Result<(), DbError> {
-    const SQL: &str = "insert into instance_events (id, instance_id, at, kind, message) \
-         values ($1, $2, $3, $4, $5)";
-    let values: Vec<Value> = args![Uuid::now_v7(), id, now, kind, message];
-    tx.run(SQL, values).await.map(|_| ())
-}
-
-row! {
-    struct GenerationRow { id: Uuid, desired_generation: i64 }
-}
-
-/// Returns every node with the generation of what should be on it.
-///
-/// # Errors
-///
-/// [`DbError`] when the engine refuses.
-pub async fn node_generations(db: &Db) -> Result<Vec<(NodeId, u64)>, DbError> {
-    let rows: Vec<GenerationRow> =
-        db.all("select id, desired_generation from nodes", args![]).await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| (NodeId(row.id), u64::try_from(row.desired_generation).unwrap_or(0)))
-        .collect())
 }

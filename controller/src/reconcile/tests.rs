@@ -1,0 +1,1 @@
+//! The loop with real databases and imaginary agents.
