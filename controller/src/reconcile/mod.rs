@@ -41,6 +41,8 @@ use snapshot::Fleet;
 const QUEUE: usize = 1_024;
 /// Passes in a row when a place was lost to a race.
 const RACES: u32 = 3;
+/// How soon the loop looks again at ends that are not settled yet.
+const SETTLING: Duration = Duration::from_secs(3);
 /// How long the loop rests after the database failed.
 const REST: Duration = Duration::from_secs(1);
 
@@ -132,6 +134,7 @@ struct Todo {
     has_node_news: bool,
     reports: BTreeMap<NodeId, Box<NodeObserved>>,
     drains: BTreeSet<NodeId>,
+    has_ends: bool,
     pulls: Vec<(NodeId, String, PullNews)>,
 }
 
@@ -153,7 +156,12 @@ impl<A: Agents> Reconciler<A> {
             fleet: Fleet::new(),
             publisher: Publisher::default(),
             pulls: Pulls::default(),
-            todo: Todo { is_thorough: true, has_node_news: true, ..Todo::default() },
+            todo: Todo {
+                is_thorough: true,
+                has_node_news: true,
+                has_ends: true,
+                ..Todo::default()
+            },
         };
         (this, wake)
     }
@@ -180,11 +188,14 @@ impl<A: Agents> Reconciler<A> {
         self.fleet.forget_all();
         self.todo.is_thorough = true;
         self.todo.has_node_news = true;
+        self.todo.has_ends = true;
     }
 
     /// Waits for something to happen and takes in everything that happened by then.
     async fn wait(&mut self) {
+        let has_ends = self.todo.has_ends;
         tokio::select! {
+            () = tokio::time::sleep(SETTLING), if has_ends => {}
             event = self.heard.recv() => match event {
                 Ok(event) => self.hear(event),
                 Err(RecvError::Lagged(_)) => self.look_at_everything(),
@@ -262,6 +273,7 @@ impl<A: Agents> Reconciler<A> {
                     return Err(error);
                 }
             };
+            self.todo.has_ends |= !taken.changed.is_empty();
             changed.extend(taken.changed);
             if taken.freed {
                 self.fleet.forget(node);
@@ -318,6 +330,14 @@ impl<A: Agents> Reconciler<A> {
             changed.extend(act::node::lost(&self.db, now).await?);
             changed.extend(act::node::removed(&self.db, now).await?);
             self.todo.has_node_news = false;
+        }
+        if self.todo.has_ends {
+            let settled = act::end::settle(&self.db, &self.agents, now).await?;
+            self.todo.has_ends = settled.is_open;
+            changed.extend(settled.changed);
+            for node in settled.nodes {
+                self.fleet.forget(node);
+            }
         }
         Ok(changed)
     }

@@ -113,14 +113,9 @@ fn observed(
         Next::To(state) => state,
         Next::Same | Next::Gone | Next::Refused => it.state,
     };
-    let is_elsewhere = before.generation != it.generation
+    let acts = before.generation != it.generation
         && it.state.runs_on_node() != matches!(seen.state, ContainerState::Running);
-    let is_behind_our_back = !it.state.keeps_capacity()
-        && it.state.phase != Phase::Pending
-        && acted
-        && seen.state == ContainerState::Running;
-    let acts = is_elsewhere || is_behind_our_back;
-    let why = why(it, state, seen, docker_reason).unwrap_or_else(|| it.why.clone());
+    let why = why(it, state, seen, docker_reason, now).unwrap_or_else(|| it.why.clone());
     let mut change = Change::to(&before, state, why, acts, now);
     change.before.generation = it.generation;
     record(&mut change.after, seen);
@@ -158,12 +153,18 @@ fn record(after: &mut Instance, seen: &InstanceObserved) {
 
 /// Says why an instance is in the phase that a report led to; nothing when what was said before
 /// still holds.
-fn why(it: &Instance, to: State, seen: &InstanceObserved, docker: &str) -> Option<Why> {
+fn why(
+    it: &Instance,
+    to: State,
+    seen: &InstanceObserved,
+    docker: &str,
+    now: UnixMillis,
+) -> Option<Why> {
     let is_news = it.state.phase != to.phase;
     match to.phase {
         Phase::Pending | Phase::Deleting => None,
         Phase::Running => Some(running(it, seen)),
-        Phase::Creating => creating(it, seen),
+        Phase::Creating => creating(it, seen, now),
         Phase::Exited => is_news.then(|| ended(it, &seen.state)),
         Phase::Failed => is_news.then(|| failed(&seen.state)),
         Phase::Stopping => stopping(it, seen),
@@ -198,12 +199,16 @@ fn running(it: &Instance, seen: &InstanceObserved) -> Why {
     Why::new("gpu_mismatch", text)
 }
 
-fn creating(it: &Instance, seen: &InstanceObserved) -> Option<Why> {
+fn creating(it: &Instance, seen: &InstanceObserved, now: UnixMillis) -> Option<Why> {
     match &seen.state {
         ContainerState::ImageMissing => (it.why.code != "image_pulling").then(|| {
             Why::new("image_pulling", format!("its node fetches the image {}", it.image_address))
         }),
-        ContainerState::Failed { message, retrying: true } => Some(Why::new("retrying", message)),
+        ContainerState::Failed { message, retrying: true } => {
+            let since = failing_since(it).unwrap_or(now);
+            let detail = serde_json::json!({ "failing_since_ms": since.0 }).to_string();
+            Some(Why { detail, ..Why::new(RETRYING, message) })
+        }
         ContainerState::Exited { code, .. } if seen.generation >= it.generation => {
             let text = format!("its process ended with code {code} and is started again");
             Some(Why::new("restarting", text))
@@ -215,10 +220,21 @@ fn creating(it: &Instance, seen: &InstanceObserved) -> Option<Why> {
         | ContainerState::Exited { .. }
         | ContainerState::Failed { .. }
         | ContainerState::Unknown => {
-            let is_said = it.state.phase == Phase::Creating && it.why.code != "image_pulling";
+            let is_over = matches!(it.why.code.as_str(), "image_pulling" | RETRYING);
+            let is_said = it.state.phase == Phase::Creating && !is_over;
             (!is_said).then(|| Why::new("creating", "its container is being made or started"))
         }
     }
+}
+
+/// The word for an instance whose container the agent tries to make or start again and again.
+pub(crate) const RETRYING: &str = "retrying";
+
+/// Returns since when the agent tries in vain.
+pub(crate) fn failing_since(it: &Instance) -> Option<UnixMillis> {
+    let detail: serde_json::Value =
+        serde_json::from_str(&it.why.detail).ok().filter(|_| it.why.code == RETRYING)?;
+    detail.get("failing_since_ms")?.as_i64().map(UnixMillis)
 }
 
 fn ended(it: &Instance, container: &ContainerState) -> Why {

@@ -21,6 +21,7 @@ use crate::core::audit::{self, Doer, Entry, Outcome};
 use crate::core::db::{DbError, Tx};
 use crate::core::error::{Problem, Result};
 use crate::core::event;
+use crate::core::idempotency::{self, Claim, RequestKey};
 use crate::features::Ctx;
 
 /// How often a step is tried when somebody else changes the same rows at the same time.
@@ -78,7 +79,8 @@ pub async fn create(
     ctx: &Ctx,
     grant: &Grant<Anything, InstancesCreate>,
     new: NewInstance,
-) -> Result<Instance> {
+    key: Option<&RequestKey>,
+) -> Result<InstanceId> {
     let actor = grant.actor();
     if new.priority.is_some() && actor.role != Role::Admin {
         let detail = "only admins set a priority; leave it out";
@@ -89,18 +91,40 @@ pub async fn create(
         refuse_when_full(ctx, &origin.spec, new.node, &origin.image_address).await?;
     }
     let instance = queued(new, origin, ctx.clock.now());
-    for attempt in 1.. {
-        match write_new(ctx, &instance, actor).await {
-            Err(error) if error.is_retryable() && attempt < ATTEMPTS => {}
-            Err(DbError::Duplicate(_)) => return Err(name_taken(&instance.name)),
-            written => {
-                written?;
-                break;
-            }
+    let mut attempt = 0;
+    let made = loop {
+        attempt += 1;
+        match write_new(ctx, &instance, actor, key).await {
+            Err(Failure::Db(error)) if error.is_retryable() && attempt < ATTEMPTS => {}
+            made => break made?,
         }
+    };
+    if let Claim::Again(id) = made {
+        return Ok(InstanceId(id));
     }
     ctx.events.send(event::Event::Instance(instance.id));
-    Ok(instance)
+    Ok(instance.id)
+}
+
+/// Why a new instance was not written.
+enum Failure {
+    Db(DbError),
+    Problem(Problem),
+}
+
+impl From<DbError> for Failure {
+    fn from(error: DbError) -> Self {
+        Self::Db(error)
+    }
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Db(error) => error.into(),
+            Failure::Problem(problem) => problem,
+        }
+    }
 }
 
 fn name_taken(name: &str) -> Problem {
@@ -152,12 +176,25 @@ fn queued(new: NewInstance, origin: Origin, now: UnixMillis) -> Instance {
         queued_at: now,
         started_at: None,
         created_at: now,
+        updated_at: now,
     }
 }
 
-async fn write_new(ctx: &Ctx, it: &Instance, actor: &Actor) -> Result<(), DbError> {
+async fn write_new(
+    ctx: &Ctx,
+    it: &Instance,
+    actor: &Actor,
+    key: Option<&RequestKey>,
+) -> Result<Claim, Failure> {
     let mut tx = ctx.db.begin().await?;
-    store::insert(&mut tx, it).await?;
+    let claim = idempotency::claim(&mut tx, actor.id, key, it.id.0, it.created_at).await;
+    if let again @ Claim::Again(_) = claim.map_err(Failure::Problem)? {
+        return Ok(again);
+    }
+    match store::insert(&mut tx, it).await {
+        Err(DbError::Duplicate(_)) => return Err(Failure::Problem(name_taken(&it.name))),
+        inserted => inserted?,
+    }
     let message = format!("created by {}", actor.name);
     store::note(&mut tx, it.id, it.created_at, "created", &message).await?;
     let detail = json!({
@@ -166,7 +203,8 @@ async fn write_new(ctx: &Ctx, it: &Instance, actor: &Actor) -> Result<(), DbErro
     });
     let (now, doer) = (it.created_at, actor.doer());
     record(&mut tx, &doer, InstancesCreate::NAME, it.id, now, detail).await?;
-    tx.commit().await
+    tx.commit().await?;
+    Ok(Claim::First)
 }
 
 async fn record(
@@ -262,10 +300,13 @@ fn requested(before: &Instance, state: State, verb: Verb, doer: &Doer, now: Unix
         (Verb::Stop, Phase::Exited) => Why::new("stopped", "it was stopped before it had a place"),
         (Verb::Stop, _) => Why::new("stopping", "it is being stopped"),
         (Verb::Delete, _) => Why::new("deleting", "its container and data are being removed"),
-        (Verb::Start, _) => Why::default(),
+        (Verb::Start, _) => Why::new("creating", "its container is being started"),
     };
     let message = format!("{} asked for: {}", doer.name, verb.word());
-    Change::to(before, state, why, verb == Verb::Restart, now).noting(verb.note(), message)
+    // What still holds its place is started there, so the node must act although it should run
+    // before and after.
+    let acts = matches!(verb, Verb::Restart | Verb::Start) && state.runs_on_node();
+    Change::to(before, state, why, acts, now).noting(verb.note(), message)
 }
 
 fn not_possible(it: &Instance, verb: Verb) -> Problem {

@@ -1,8 +1,12 @@
 //! Where an instance is in its life, and what may happen next. Pure: no clock, no IO.
 //!
 //! A [`State`] is what people want and what is so, together. Only the combinations of
-//! [`State::is_consistent`] exist: what wants to run is queued, being made, running or unknown; what
-//! wants to stand still is on its way there, there, failed or unknown; what must go is going.
+//! [`State::is_consistent`] exist: what wants to run is queued, being made, running, just ended or
+//! unknown; what wants to stand still is on its way there, there, failed or unknown; what must go
+//! is going.
+//!
+//! A process that ends by itself is not given up at once: the agent may start it again, after a
+//! reboot or an outage of its engine. Until [`Event::EndConfirmed`] it keeps what it holds.
 
 use tianqi_common::wire::desired::RestartPolicy;
 use tianqi_common::wire::observed::{ContainerState, STOPPED_BY_WATCHDOG};
@@ -96,6 +100,10 @@ pub enum Event<'a> {
     Observed(&'a Seen<'a>),
     /// The image could not be fetched.
     PullFailed,
+    /// An end was reported, and some time later the agent has not started it again.
+    EndConfirmed,
+    /// The agent has tried in vain for too long.
+    GaveUp,
     /// Nothing fits now, and the person asked to fail at once.
     NothingFits,
     /// The node has fallen silent.
@@ -143,7 +151,7 @@ impl State {
         match self.desired {
             Desired::Running => matches!(
                 self.phase,
-                Phase::Pending | Phase::Creating | Phase::Running | Phase::Unknown
+                Phase::Pending | Phase::Creating | Phase::Running | Phase::Exited | Phase::Unknown
             ),
             Desired::Stopped => matches!(
                 self.phase,
@@ -162,7 +170,8 @@ impl State {
             | Phase::Stopping
             | Phase::Deleting
             | Phase::Unknown => true,
-            Phase::Pending | Phase::Exited | Phase::Failed => false,
+            Phase::Exited => self.desired == Desired::Running,
+            Phase::Pending | Phase::Failed => false,
         }
     }
 
@@ -222,6 +231,20 @@ pub fn next(state: State, event: Event<'_>) -> Next {
             | Phase::Deleting
             | Phase::Unknown => Next::Same,
         },
+        Event::EndConfirmed => match (state.desired, state.phase) {
+            (Desired::Running, Phase::Exited) => to(Desired::Stopped, Phase::Exited),
+            (Desired::Running | Desired::Stopped | Desired::Deleted, _) => Next::Same,
+        },
+        Event::GaveUp => match state.phase {
+            Phase::Creating => to(Desired::Stopped, Phase::Failed),
+            Phase::Pending
+            | Phase::Running
+            | Phase::Stopping
+            | Phase::Exited
+            | Phase::Failed
+            | Phase::Deleting
+            | Phase::Unknown => Next::Same,
+        },
         Event::NothingFits => match state.phase {
             Phase::Pending => to(Desired::Stopped, Phase::Failed),
             Phase::Creating
@@ -234,6 +257,7 @@ pub fn next(state: State, event: Event<'_>) -> Next {
         },
         Event::NodeLost => match state.phase {
             Phase::Creating | Phase::Running | Phase::Stopping => to(state.desired, Phase::Unknown),
+            Phase::Exited if state.desired == Desired::Running => to(state.desired, Phase::Unknown),
             // What stands still or waits for a place does not change by the silence of a node.
             Phase::Pending | Phase::Exited | Phase::Failed | Phase::Deleting | Phase::Unknown => {
                 Next::Same
@@ -262,6 +286,8 @@ fn changed(from: State, to: State) -> Next {
 
 fn start(state: State) -> Next {
     match state.phase {
+        // It still holds its place.
+        Phase::Exited if state.desired == Desired::Running => to(Desired::Running, Phase::Creating),
         Phase::Exited | Phase::Failed => to(Desired::Running, Phase::Pending),
         Phase::Pending
         | Phase::Creating
@@ -275,7 +301,7 @@ fn start(state: State) -> Next {
 fn stop(state: State) -> Next {
     match (state.desired, state.phase) {
         (Desired::Running, Phase::Pending) => to(Desired::Stopped, Phase::Exited),
-        (Desired::Running, Phase::Creating | Phase::Running) => {
+        (Desired::Running, Phase::Creating | Phase::Running | Phase::Exited) => {
             to(Desired::Stopped, Phase::Stopping)
         }
         // The node hears of it when it answers again.
@@ -305,12 +331,12 @@ fn observed_wanted(seen: &Seen<'_>) -> State {
         // Until the agent has acted on the generation, everything else is the past: it is about to
         // start or restart the container.
         _ if !seen.acted => running(Phase::Creating),
-        ContainerState::Absent | ContainerState::Failed { retrying: false, .. } => {
-            ended(Phase::Failed)
-        }
+        // A container that was removed behind our back is made again by the agent.
+        ContainerState::Absent => running(Phase::Creating),
+        ContainerState::Failed { retrying: false, .. } => ended(Phase::Failed),
         ContainerState::Running | ContainerState::Stopping => running(Phase::Running),
         ContainerState::Exited { .. } if restarts(seen) => running(Phase::Creating),
-        ContainerState::Exited { .. } => ended(Phase::Exited),
+        ContainerState::Exited { .. } => running(Phase::Exited),
     }
 }
 

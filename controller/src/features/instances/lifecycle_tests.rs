@@ -82,6 +82,14 @@ fn requests_lead_where_the_table_says() {
         (Run, Creating, Event::PullFailed, to(Stopped, Failed)),
         (Run, Running, Event::PullFailed, Next::Same),
         (Run, Pending, Event::NothingFits, to(Stopped, Failed)),
+        (Run, Exited, Event::EndConfirmed, to(Stopped, Exited)),
+        (Run, Running, Event::EndConfirmed, Next::Same),
+        (Stopped, Exited, Event::EndConfirmed, Next::Same),
+        (Run, Creating, Event::GaveUp, to(Stopped, Failed)),
+        (Run, Running, Event::GaveUp, Next::Same),
+        (Run, Exited, Event::StartRequested, to(Run, Creating)),
+        (Run, Exited, Event::StopRequested, to(Stopped, Stopping)),
+        (Run, Exited, Event::NodeLost, to(Run, Unknown)),
     ];
 
     for (desired, phase, event, expected) in table {
@@ -96,10 +104,10 @@ fn what_should_run_follows_the_container_once_the_agent_has_acted() {
         (ContainerState::ImageMissing, (Run, Creating)),
         (ContainerState::Creating, (Run, Creating)),
         (ContainerState::Running, (Run, Running)),
-        (exited(0, ""), (Stopped, Exited)),
+        (exited(0, ""), (Run, Exited)),
         (failed(true), (Run, Creating)),
         (failed(false), (Stopped, Failed)),
-        (ContainerState::Absent, (Stopped, Failed)),
+        (ContainerState::Absent, (Run, Creating)),
         (ContainerState::Unknown, (Run, Unknown)),
     ];
 
@@ -134,10 +142,10 @@ fn a_restart_by_policy_keeps_the_instance_wanted_and_the_watchdogs_stop_holds() 
     let on_failure = RestartPolicy::OnFailure;
 
     assert_eq!(with_policy(Run, Running, &exited(0, ""), true, always), (Run, Creating));
-    assert_eq!(with_policy(Run, Running, &exited(0, ""), true, on_failure), (Stopped, Exited));
+    assert_eq!(with_policy(Run, Running, &exited(0, ""), true, on_failure), (Run, Exited));
     assert_eq!(with_policy(Run, Running, &exited(1, ""), true, on_failure), (Run, Creating));
     let watchdog = exited(137, STOPPED_BY_WATCHDOG);
-    assert_eq!(with_policy(Run, Running, &watchdog, true, always), (Stopped, Exited));
+    assert_eq!(with_policy(Run, Running, &watchdog, true, always), (Run, Exited));
 }
 
 #[test]
@@ -145,7 +153,8 @@ fn every_state_says_what_is_possible_and_deleting_says_nothing() {
     for state in states() {
         let possible = state.possible();
         assert_eq!(possible.contains(&"delete"), state.desired != Deleted, "{state:?}");
-        assert!(!(possible.contains(&"start") && possible.contains(&"stop")), "{state:?}");
+        let is_still = matches!(state.phase, Exited | Failed);
+        assert_eq!(possible.contains(&"start"), is_still, "{state:?}");
     }
 }
 
@@ -173,7 +182,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         Just(RestartPolicy::Always)
     ];
     prop_oneof![
-        (0_u8..10).prop_map(Happening::Plain),
+        (0_u8..12).prop_map(Happening::Plain),
         (container, any::<bool>(), policy)
             .prop_map(|(container, acted, policy)| Happening::Seen(container, acted, policy)),
     ]
@@ -196,6 +205,8 @@ fn apply(state: State, happening: &Happening) -> Next {
                 Event::NodeLost,
                 Event::NodeRemoved,
                 Event::Removed,
+                Event::EndConfirmed,
+                Event::GaveUp,
             ];
             next(state, events[usize::from(*n)])
         }

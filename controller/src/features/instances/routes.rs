@@ -18,6 +18,7 @@ use crate::authz::resource::{InstanceRef, Resource};
 use crate::authz::{Anything, Grant};
 use crate::core::error::{Problem, ProblemBody, Result};
 use crate::core::http::{Body, Query};
+use crate::core::idempotency::{self, Keyed};
 use crate::core::page::{Page, PageQuery};
 use crate::features::Ctx;
 use tianqi_common::id::InstanceId;
@@ -63,10 +64,11 @@ async fn shown(ctx: &Ctx, id: InstanceId) -> Result<Json<InstanceView>> {
 pub(super) async fn create(
     State(ctx): State<Ctx>,
     grant: Grant<Anything, InstancesCreate>,
-    Body(body): Body<CreateInstance>,
+    Keyed { body, key }: Keyed<CreateInstance>,
 ) -> Result<(StatusCode, Json<InstanceView>)> {
-    let instance = actions::create(&ctx, &grant, body.check()?).await?;
-    Ok((StatusCode::ACCEPTED, shown(&ctx, instance.id).await?))
+    let id = actions::create(&ctx, &grant, body.check()?, key.as_ref()).await?;
+    let made = view::one(&ctx.db, id).await?.ok_or_else(idempotency::made_and_gone)?;
+    Ok((StatusCode::ACCEPTED, Json(made)))
 }
 
 /// Lists instances: one's own, or everybody's for admins and auditors.

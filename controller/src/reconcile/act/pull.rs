@@ -7,7 +7,7 @@ use tianqi_common::clock::UnixMillis;
 use tianqi_common::id::{InstanceId, NodeId};
 use tianqi_common::wire::stream::{Pull, PullFrame, RegistryCredentials, StreamRefusal};
 use tokio::sync::mpsc;
-use tokio_util::task::TaskTracker;
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::core::db::{Db, DbError, args, row};
@@ -60,7 +60,8 @@ pub enum PullNews {
 #[derive(Debug, Default)]
 pub(crate) struct Pulls {
     running: BTreeSet<(NodeId, String)>,
-    tasks: TaskTracker,
+    /// Ends with the loop: the next one starts again what its reports ask for.
+    tasks: JoinSet<()>,
 }
 
 impl Pulls {
@@ -77,6 +78,7 @@ impl Pulls {
         if !self.running.insert((node, pull.image.clone())) {
             return;
         }
+        while self.tasks.try_join_next().is_some() {}
         tracing::info!(node.id = %node, "fetching image {} on node {node}", pull.image);
         let agents = agents.clone();
         self.tasks.spawn(async move {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tianqi_common::clock::UnixMillis;
 use tianqi_common::id::{InstanceId, NodeId};
-use tianqi_scheduler::{Outcome, Pending, QueuePolicy, Snapshot, Unplaced, plan_queue};
+use tianqi_scheduler::{
+    Outcome, Pending, Placement, QueuePolicy, Reason, Snapshot, Unplaced, plan_queue,
+};
 
 use super::place::{self, BATCH, Plan};
 use crate::core::db::{Db, DbError};
@@ -45,18 +47,13 @@ pub(crate) async fn drain(
     if queue.is_empty() {
         return Ok(drained);
     }
-    let pending: Vec<Pending> = queue.iter().map(waiting).collect();
-    let decisions = plan_queue(snapshot, &pending, now, &QueuePolicy::default());
-    let mut instances: BTreeMap<InstanceId, Instance> =
-        queue.into_iter().map(|instance| (instance.id, instance)).collect();
     let (mut plans, mut excuses) = (Vec::new(), Vec::new());
-    for decision in decisions {
-        let Some(instance) = instances.remove(&decision.instance) else { continue };
-        match decision.outcome {
-            Outcome::Placed { placement } => plans.push(Plan { instance, placement }),
-            Outcome::Waiting { reason, position, held_node } => {
+    for (instance, verdict) in decide(snapshot, queue, now) {
+        match verdict {
+            Verdict::Goes(placement) => plans.push(Plan { instance, placement }),
+            Verdict::Waits { why, position } => {
                 let is_due = is_thorough || position <= KEPT_CURRENT;
-                excuses.extend(excuse(instance, &reason, held_node, is_due, now));
+                excuses.extend(excuse(&instance, why, is_due, now));
             }
         }
     }
@@ -72,6 +69,97 @@ pub(crate) async fn drain(
     Ok(drained)
 }
 
+/// What becomes of one instance of the queue.
+#[derive(Debug)]
+enum Verdict {
+    Goes(Placement),
+    Waits { why: Why, position: u32 },
+}
+
+/// Decides about everyone in the order of the queue, and books who goes.
+fn decide(
+    snapshot: &mut Snapshot,
+    queue: Vec<Instance>,
+    now: UnixMillis,
+) -> Vec<(Instance, Verdict)> {
+    let mut decided: Vec<(Instance, Verdict)> = Vec::with_capacity(queue.len());
+    let mut free: Vec<Instance> = Vec::new();
+    for instance in queue {
+        let Some(placement) = fixed(&instance) else {
+            free.push(instance);
+            continue;
+        };
+        decide_free(snapshot, std::mem::take(&mut free), now, &mut decided);
+        let verdict = match snapshot.apply(&placement, &instance.request()) {
+            Ok(()) => Verdict::Goes(placement),
+            Err(reason) => {
+                let name = snapshot.node(placement.node).map(|node| node.name.clone());
+                Verdict::Waits {
+                    why: waits_for_its_cards(&name.unwrap_or_default(), &reason),
+                    position: next_position(&decided),
+                }
+            }
+        };
+        decided.push((instance, verdict));
+    }
+    decide_free(snapshot, free, now, &mut decided);
+    decided
+}
+
+/// Returns the only place of an instance whose container is made already: its cards are part of it,
+/// and on others its system disk would be lost.
+fn fixed(instance: &Instance) -> Option<Placement> {
+    let node = instance.node.filter(|_| instance.container_id.is_some())?;
+    if instance.gpus.is_empty() {
+        return None;
+    }
+    let (gpus, slice) = (instance.gpus.clone(), instance.spec.slice());
+    Some(Placement { node, gpus, slice, score: 0 })
+}
+
+fn waits_for_its_cards(node: &str, reason: &Reason) -> Why {
+    Why {
+        code: "no_capacity".to_owned(),
+        text: format!("it waits for the cards of its container on {node}: {reason}"),
+        detail: serde_json::json!({ "kind": "busy", "reason": reason, "remedy": reason.remedy() })
+            .to_string(),
+    }
+}
+
+fn next_position(decided: &[(Instance, Verdict)]) -> u32 {
+    let waiting = decided.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Waits { .. }));
+    u32::try_from(waiting.count()).unwrap_or(u32::MAX).saturating_add(1)
+}
+
+/// Decides about instances that may go anywhere, or anywhere on their node.
+fn decide_free(
+    snapshot: &mut Snapshot,
+    free: Vec<Instance>,
+    now: UnixMillis,
+    decided: &mut Vec<(Instance, Verdict)>,
+) {
+    if free.is_empty() {
+        return;
+    }
+    let before = next_position(decided).saturating_sub(1);
+    let pending: Vec<Pending> = free.iter().map(waiting).collect();
+    let decisions = plan_queue(snapshot, &pending, now, &QueuePolicy::default());
+    // Decisions come in the order of the queue, which is the order of `free`.
+    let mut by_id: BTreeMap<InstanceId, Instance> =
+        free.into_iter().map(|instance| (instance.id, instance)).collect();
+    for decision in decisions {
+        let Some(instance) = by_id.remove(&decision.instance) else { continue };
+        let verdict = match decision.outcome {
+            Outcome::Placed { placement } => Verdict::Goes(placement),
+            Outcome::Waiting { reason, position, held_node } => Verdict::Waits {
+                why: waits(&reason, held_node),
+                position: before.saturating_add(position),
+            },
+        };
+        decided.push((instance, verdict));
+    }
+}
+
 fn waiting(instance: &Instance) -> Pending {
     Pending {
         instance: instance.id,
@@ -81,31 +169,27 @@ fn waiting(instance: &Instance) -> Pending {
     }
 }
 
-/// Returns the change that tells a waiting instance why, unless it knows already.
-fn excuse(
-    instance: Instance,
-    reason: &Unplaced,
-    held: Option<NodeId>,
-    is_due: bool,
-    now: UnixMillis,
-) -> Option<Change> {
+fn waits(reason: &Unplaced, held: Option<NodeId>) -> Why {
     let code = if reason.is_impossible() { "impossible" } else { "no_capacity" };
     let mut detail = serde_json::to_value(reason).unwrap_or_default();
     if let (Some(fields), Some(held)) = (detail.as_object_mut(), held) {
         fields.insert("held_node".to_owned(), held.to_string().into());
     }
-    let why = Why { code: code.to_owned(), text: reason.to_string(), detail: detail.to_string() };
+    Why { code: code.to_owned(), text: reason.to_string(), detail: detail.to_string() }
+}
+
+/// Returns the change that tells a waiting instance why, unless it knows already.
+fn excuse(instance: &Instance, why: Why, is_due: bool, now: UnixMillis) -> Option<Change> {
+    let text = why.text.clone();
     if instance.fail_if_full {
         let Next::To(state) = next(instance.state, Event::NothingFits) else { return None };
-        let text = why.text.clone();
-        return Some(Change::to(&instance, state, why, false, now).noting("failed", text));
+        return Some(Change::to(instance, state, why, false, now).noting("failed", text));
     }
     if instance.why == why || (!is_due && instance.why.code == why.code) {
         return None;
     }
     let is_news = instance.why.code != why.code;
-    let text = why.text.clone();
-    let change = Change::to(&instance, instance.state, why, false, now);
+    let change = Change::to(instance, instance.state, why, false, now);
     Some(if is_news { change.noting("waiting", text) } else { change })
 }
 

@@ -50,13 +50,15 @@ row! {
         queued_at: i64,
         started_at: Option<i64>,
         created_at: i64,
+        updated_at: i64,
     }
 }
 
 const COLUMNS: &str = "id, owner_id, name, image_id, spec_id, requested_node_id, node_id, \
      image_address, spec, environment, restart_policy, priority, remark, desired, generation, \
      phase, reason_code, reason, reason_detail, observed_generation, container_id, container_name, \
-     limits, gpus, fail_if_full, exit_code, restarts, queued_at, started_at, created_at";
+     limits, gpus, fail_if_full, exit_code, restarts, queued_at, started_at, created_at, \
+     updated_at";
 
 /// Why an instance is in its phase.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -134,6 +136,8 @@ pub struct Instance {
     pub started_at: Option<UnixMillis>,
     /// When it was created.
     pub created_at: UnixMillis,
+    /// When its row changed last.
+    pub updated_at: UnixMillis,
 }
 
 impl Instance {
@@ -198,6 +202,7 @@ impl TryFrom<InstanceRow> for Instance {
             queued_at: UnixMillis(row.queued_at),
             started_at: row.started_at.map(UnixMillis),
             created_at: UnixMillis(row.created_at),
+            updated_at: UnixMillis(row.updated_at),
         })
     }
 }
@@ -241,6 +246,19 @@ pub async fn pending(db: &Db, limit: u32) -> Result<Vec<Instance>, DbError> {
     parsed(db.all(&sql, args![]).await?)
 }
 
+/// Reads the instances that should run and whose end, or failure, is not settled yet.
+///
+/// # Errors
+///
+/// [`DbError`] when the engine refuses.
+pub async fn unsettled(db: &Db) -> Result<Vec<Instance>, DbError> {
+    let sql = format!(
+        "select {COLUMNS} from instances where desired = 'running' and deleted_at is null and \
+         (phase = 'exited' or (phase = 'creating' and reason_code = 'retrying')) order by id"
+    );
+    parsed(db.all(&sql, args![]).await?)
+}
+
 /// Reads the instances that still count as active on nodes that are offline.
 ///
 /// # Errors
@@ -248,8 +266,8 @@ pub async fn pending(db: &Db, limit: u32) -> Result<Vec<Instance>, DbError> {
 /// [`DbError`] when the engine refuses.
 pub async fn active_on_lost_nodes(db: &Db) -> Result<Vec<Instance>, DbError> {
     let sql = format!(
-        "select {COLUMNS} from instances where phase in ('creating', 'running', 'stopping') \
-         and deleted_at is null and node_id in (select id from nodes where online = $1)"
+        "select {COLUMNS} from instances where (phase in ('creating', 'running', 'stopping') \
+         or (phase = 'exited' and desired = 'running')) and deleted_at is null and node_id in (select id from nodes where online = $1)"
     );
     parsed(db.all(&sql, args![false]).await?)
 }
