@@ -24,13 +24,15 @@ use tianqi_common::wire::stream::{Pull, StreamOpen};
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::core::db::{Db, DbError};
 use crate::core::error::Chain;
 use crate::core::event::{Event, Events};
+use crate::core::job::{JobError, Jobs};
 use crate::core::seal::Seal;
 use crate::features::{Clock, Ctx};
-use crate::link::{Link, LinkError, WorkStream};
+use crate::link::{AgentEvent, Link, LinkError, WorkStream};
 
 use act::agent::Publisher;
 pub use act::pull::PullNews;
@@ -45,6 +47,45 @@ const RACES: u32 = 3;
 const SETTLING: Duration = Duration::from_secs(3);
 /// How long the loop rests after the database failed.
 const REST: Duration = Duration::from_secs(1);
+
+/// Agent events that wait to be handed to the loop; more make the room of nodes wait.
+const AGENT_EVENTS: usize = 256;
+/// When the loop looks at everything: every 30 s.
+const HEALTH_CHECK: &str = "*/30 * * * * *";
+
+/// Starts the loop and its timer. Returns where the events of agents go, once the rows of their
+/// nodes are written; when the loop is far behind, their sender waits.
+///
+/// # Errors
+///
+/// [`JobError`] when the timer cannot be set up.
+pub async fn start(
+    ctx: &Ctx,
+    tasks: &TaskTracker,
+    cancel: &CancellationToken,
+) -> Result<mpsc::Sender<AgentEvent>, JobError> {
+    let (reconciler, wake) = Reconciler::new(ctx, ctx.link.clone());
+    let jobs = Jobs::start().await?;
+    let ticks = wake.clone();
+    let tick = move || {
+        let ticks = ticks.clone();
+        async move { ticks.send(Input::Tick).await }
+    };
+    jobs.add("system-health-check", HEALTH_CHECK, tick).await?;
+    let (events, mut heard) = mpsc::channel(AGENT_EVENTS);
+    tasks.spawn(reconciler.run(cancel.clone()));
+    tasks.spawn(async move {
+        while let Some(event) = heard.recv().await {
+            wake.send(Input::Agent(event)).await;
+        }
+    });
+    let ending = cancel.clone();
+    tasks.spawn(async move {
+        ending.cancelled().await;
+        jobs.stop().await;
+    });
+    Ok(events)
+}
 
 /// What the loop needs of agents. [`Link`] is the real one.
 pub trait Agents: Clone + Send + Sync + 'static {
@@ -79,10 +120,8 @@ impl Agents for Link {
 /// What wakes the loop, besides the events of the rooms.
 #[derive(Debug)]
 pub enum Input {
-    /// An agent connected; it is told again what should be on its node.
-    Connected(NodeId),
-    /// An agent reports.
-    Observed(NodeId, Box<NodeObserved>),
+    /// Something happened between the controller and an agent; its node's row is written already.
+    Agent(AgentEvent),
     /// News of a pull.
     Pull {
         /// Where.
@@ -226,6 +265,9 @@ impl<A: Agents> Reconciler<A> {
                 self.fleet.forget(node);
                 self.todo.has_node_news = true;
             }
+            Event::Drain(node) => {
+                self.todo.drains.insert(node);
+            }
             // Rows of instances are read at every pass.
             Event::Instance(_) | Event::Catalogue | Event::Revoked(_) => {}
         }
@@ -233,13 +275,15 @@ impl<A: Agents> Reconciler<A> {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Connected(node) => {
+            Input::Agent(AgentEvent::Connected { node, .. }) => {
                 self.publisher.forget(node);
                 self.fleet.forget(node);
             }
-            Input::Observed(node, report) => {
+            Input::Agent(AgentEvent::Observed(node, report)) => {
                 self.todo.reports.insert(node, report);
             }
+            // Rows tell of these, and the room of nodes says when they change.
+            Input::Agent(AgentEvent::Disconnected { .. } | AgentEvent::Inventory(..)) => {}
             Input::Pull { node, image, news } => self.todo.pulls.push((node, image, news)),
             Input::Tick => self.look_at_everything(),
         }

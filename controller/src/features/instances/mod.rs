@@ -20,6 +20,8 @@ mod placements;
 mod routes;
 pub mod store;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod view;
 
