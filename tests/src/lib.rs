@@ -7,6 +7,8 @@ pub mod deadline;
 pub mod dockerd;
 pub mod images;
 pub mod process;
+pub mod raw;
+pub mod wire;
 
 /// Chooses the one crypto provider of this process; every test that makes TLS or an HTTP client
 /// calls it first, as often as it likes.
