@@ -156,8 +156,6 @@ impl Config {
     ///
     /// [`ConfigError`] naming the key.
     pub fn load(file: &Path, is_required: bool) -> Result<Self, ConfigError> {
-        // Other variables with our prefix, such as TIANQI_CONFIG, are not keys.
-        let is_key = |name: &str| name == "TIANQI_DATA_DIR" || name.contains("__");
         Self::read(file, is_required, std::env::vars().filter(|(name, _)| is_key(name)).collect())
     }
 
@@ -218,6 +216,13 @@ impl Config {
     }
 }
 
+/// Whether a variable sets a key of ours: other programs of Tianqi share the prefix.
+fn is_key(name: &str) -> bool {
+    const SECTIONS: [&str; 5] = ["DOCKER__", "GPU__", "HAMI__", "NETWORK__", "LOG__"];
+    let key = name.strip_prefix("TIANQI_").unwrap_or_default();
+    key == "DATA_DIR" || SECTIONS.iter().any(|section| key.starts_with(section))
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
@@ -260,6 +265,12 @@ mod tests {
 
         assert_eq!(loaded.data_dir, Path::new("/d"));
         assert_eq!(loaded.gpu.simulate, "1xA:5");
+    }
+
+    #[test]
+    fn variables_of_the_controller_are_not_ours() {
+        assert!(is_key("TIANQI_DATA_DIR") && is_key("TIANQI_DOCKER__TLS_CA"));
+        assert!(!is_key("TIANQI_HTTP__LISTEN") && !is_key("TIANQI_CONFIG") && !is_key("GPU__X"));
     }
 
     #[test]

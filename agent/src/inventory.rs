@@ -42,6 +42,12 @@ pub struct Parts {
     pub hami: HamiLibrary,
 }
 
+/// Returns what the machine calls itself; empty when it has no name.
+#[must_use]
+pub fn hostname() -> String {
+    System::host_name().unwrap_or_default()
+}
+
 /// Finds out everything about the machine and adds `parts`. Blocks for some milliseconds.
 #[must_use]
 pub fn collect(parts: Parts) -> NodeInventory {
@@ -53,7 +59,7 @@ pub fn collect(parts: Parts) -> NodeInventory {
     let memory = system.as_ref().map_or(0, System::total_memory);
     let docker_root = parts.docker_root.unwrap_or_else(|| PathBuf::from(DOCKER_ROOT));
     NodeInventory {
-        hostname: System::host_name().unwrap_or_default(),
+        hostname: hostname(),
         os: os_name(&read("/etc/os-release")).unwrap_or_else(|| "Linux".to_owned()),
         kernel: System::kernel_version().unwrap_or_default(),
         architecture: std::env::consts::ARCH.to_owned(),

@@ -1,5 +1,6 @@
 //! One per GPU node: the local Docker engine, NVML, slices and the streams of a controller.
 
+pub mod app;
 pub mod config;
 pub mod docker;
 pub mod doctor;

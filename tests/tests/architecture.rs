@@ -61,7 +61,7 @@ const AGENT: &[(&str, &[&str])] = &[
             "link",
         ],
     ),
-    ("main", &["config", "app", "enroll", "doctor"]),
+    ("main", &["config", "app", "enroll", "doctor", "inventory"]),
     ("lib", &[]),
 ];
 

@@ -244,6 +244,10 @@ async fn agents_come_back_to_a_controller_that_was_away() {
     let (ca, directory, address) =
         (controller.ca.clone(), controller.directory.clone(), controller.address);
     controller.stop().await;
+    let deadline = tianqi_tests::deadline::Deadline::after(PATIENCE);
+    while std::net::UdpSocket::bind(address).is_err() {
+        deadline.pause_async("the port is still taken").await;
+    }
 
     let mut again = ControllerEnd::start_with(SystemClock::shared(), ca, directory, address);
 
@@ -309,7 +313,9 @@ async fn garbage_on_any_stream_closes_that_connection_and_no_other() {
         let hello = connect().await.unwrap();
         let (mut send, _recv) = hello.quic.open_bi().await.unwrap();
         let _ = send.write_all(bytes).await;
-        assert_eq!(hello.close_code().await, Some(CloseCode::Protocol), "hello {start}");
+        // The first four bytes of a hello are a version, whatever they are.
+        let code = hello.close_code().await;
+        assert!(matches!(code, Some(CloseCode::Protocol | CloseCode::Version)), "hello {start}");
 
         let control = connect().await.unwrap();
         let (mut send, _recv) = control.served(&identity, UnixMillis(100 + start)).await;

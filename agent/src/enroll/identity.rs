@@ -233,8 +233,8 @@ fn write(path: &Path, identity: &Identity) -> Result<(), IdentityError> {
     write_bytes(path, &Zeroizing::new(text))
 }
 
-/// Writes a file whole: beside it first, then in its place, both made durable.
-fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
+/// Writes a file (0600) whole: beside it first, then in its place, both made durable.
+pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
     let beside = path.with_extension("new");
     let written = (|| {
         // A leftover of an earlier attempt may have other rights.
