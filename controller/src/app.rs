@@ -31,6 +31,7 @@ use crate::core::seal::Seal;
 use crate::core::tls::{self, TlsListener};
 use crate::features::{self, Clock, Ctx};
 use crate::link::{Link, LinkConfig, LinkParts, samples};
+use crate::reconcile;
 
 /// How long open requests may take to end once the process was asked to.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -72,7 +73,7 @@ pub async fn start(config: Config, clock: SharedClock) -> Result<Running> {
     make_data_dir(&config.data_dir)?;
     let ctx = open(config, clock).await?;
     let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let agents = serve_agents(&ctx, &cancel, &tasks)?;
+    let agents = serve_agents(&ctx, &cancel, &tasks).await?;
 
     let listener = TcpListener::bind(ctx.config.http.listen)
         .await
@@ -121,10 +122,14 @@ impl Running {
     }
 }
 
-/// Listens for agents. What they report goes to the nodes' rows first, then to whoever comes after.
-fn serve_agents(ctx: &Ctx, cancel: &CancellationToken, tasks: &TaskTracker) -> Result<SocketAddr> {
+/// Listens for agents. What they report goes to the nodes' rows first, then to the loop.
+async fn serve_agents(
+    ctx: &Ctx,
+    cancel: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<SocketAddr> {
     let (events, heard) = mpsc::channel(AGENT_EVENTS);
-    let (forward, _observe) = mpsc::channel(AGENT_EVENTS);
+    let forward = reconcile::start(ctx, tasks, cancel).await?;
     let (samples, _ingest) = samples::queue(SAMPLES);
     let server = ctx.link.start(LinkParts {
         config: LinkConfig::at(ctx.config.agents.listen),

@@ -46,7 +46,7 @@ fn with_policy(
     match next(state, Event::Observed(&seen)) {
         Next::Same => (desired, phase),
         Next::To(state) => (state.desired, state.phase),
-        other => panic!("{other:?}"),
+        other @ (Next::Gone | Next::Refused) => panic!("{other:?}"),
     }
 }
 

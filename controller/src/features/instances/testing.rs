@@ -1,7 +1,6 @@
 //! A small world for tests: accounts, an image, specs, nodes with cards.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tianqi_common::clock::{SystemClock, UnixMillis};
 use tianqi_common::id::{InstanceId, NodeId, UserId};
@@ -9,7 +8,6 @@ use uuid::Uuid;
 
 use super::actions;
 use super::model::CreateInstance;
-use crate::authz::actor::SessionRules;
 use crate::authz::resource::{InstanceRef, Resource};
 use crate::authz::{Actor, Anything, Authz, Grant, Permission, Role};
 use crate::config::Config;
@@ -38,15 +36,14 @@ impl World {
         let folder = tempfile::tempdir().unwrap().keep();
         let seal = Seal::open_or_create(&folder.join("master.key")).unwrap();
         let ca = ca::store::open(&db, &seal, Lifetimes::default(), clock.now()).await.unwrap();
-        let sessions =
-            SessionRules { idle: Duration::from_secs(60), absolute: Duration::from_secs(600) };
-        let authz = Authz { db: db.clone(), clock: clock.clone(), sessions, public_origin: None };
+        let config = Config::default();
+        let authz = Authz::start(db.clone(), clock.clone(), &config);
         let ctx = Ctx {
             db,
             clock: Clock(clock),
             events: Events::new(),
             seal: Arc::new(seal),
-            config: Arc::new(Config::default()),
+            config: Arc::new(config),
             authz,
             link: Link::default(),
             ca: Arc::new(ca),
