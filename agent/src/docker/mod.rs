@@ -8,11 +8,13 @@ pub mod attach;
 pub mod endpoint;
 pub mod engine;
 pub mod error;
+pub mod fake;
 pub mod handle;
 pub mod label;
 pub mod model;
 pub mod pull;
 pub mod spec;
+pub mod sweep;
 pub mod walls;
 
 use std::time::Duration;

@@ -59,7 +59,7 @@ impl Step {
             (ContainerAction::Purge(id), _) => return Outcome::Purged(self.purge(*id).await),
             (ContainerAction::Create(_), Some(desired)) => return self.create(desired).await,
             (ContainerAction::Start(_, id) | ContainerAction::Restart(_, id), Some(desired)) => {
-                self.start(desired, id).await
+                return answer(self.start(desired, id).await);
             }
             (ContainerAction::Stop(_, id), _) => {
                 self.docker.stop(id, STOP_GRACE).await.or_else(gone)
@@ -67,10 +67,7 @@ impl Step {
             (ContainerAction::RemoveDouble(_, id), _) => self.docker.remove(id).await,
             (_, None) => Ok(()),
         };
-        match done {
-            Ok(()) => Outcome::Done { slice_idle: None },
-            Err(error) => failed(&error),
-        }
+        answer(done.map(|()| None))
     }
 
     async fn create(&self, desired: &InstanceDesired) -> Outcome {
@@ -124,14 +121,30 @@ impl Step {
         }
     }
 
-    async fn start(&self, desired: &InstanceDesired, container: &str) -> Result<(), DockerError> {
+    async fn start(
+        &self,
+        desired: &InstanceDesired,
+        container: &str,
+    ) -> Result<Option<String>, DockerError> {
         let facts = self.docker.facts().await?;
         self.docker.ensure_network(&self.network).await?;
+        self.launch(desired, container, &facts).await
+    }
+
+    /// Starts a container whose limits are fresh, and answers why its slice cannot act.
+    async fn launch(
+        &self,
+        desired: &InstanceDesired,
+        container: &str,
+        facts: &EngineFacts,
+    ) -> Result<Option<String>, DockerError> {
         if let Some(slice) = desired.spec.slice.filter(|_| facts.local) {
             let (id, gpus) = (desired.id, desired.spec.gpus.clone());
             self.on_blocking_thread(move |injector| injector.reseed(id, slice, &gpus)).await?;
         }
-        self.docker.start(container).await
+        let slice_idle = self.why_slice_is_idle(desired, container).await?;
+        self.docker.start(container).await?;
+        Ok(slice_idle)
     }
 
     async fn inject(
@@ -232,6 +245,13 @@ impl Step {
 /// A container that is gone does not run either; the next look at the node tells.
 fn gone(error: DockerError) -> Result<(), DockerError> {
     if error.is_not_found() { Ok(()) } else { Err(error) }
+}
+
+fn answer(done: Result<Option<String>, DockerError>) -> Outcome {
+    match done {
+        Ok(slice_idle) => Outcome::Done { slice_idle },
+        Err(error) => failed(&error),
+    }
 }
 
 fn failed(error: &DockerError) -> Outcome {

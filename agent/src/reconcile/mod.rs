@@ -139,9 +139,9 @@ impl Reconciler {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut has_sender = true;
+        let newest = desired.borrow_and_update().clone();
+        self.take_in(newest);
         loop {
-            let newest = desired.borrow_and_update().clone();
-            self.take_in(newest);
             let rest = tokio::select! {
                 () = cancel.cancelled() => return,
                 rest = self.pass(&mut steps) => rest,
@@ -154,7 +154,11 @@ impl Reconciler {
             });
             tokio::select! {
                 () = cancel.cancelled() => return,
-                changed = desired.changed(), if has_sender => has_sender = changed.is_ok(),
+                changed = desired.changed(), if has_sender => {
+                    has_sender = changed.is_ok();
+                    let newest = desired.borrow_and_update().clone();
+                    self.take_in(newest);
+                }
                 () = wake.notified() => self.look_for_images_again(),
                 () = poke.notified() => {}
                 Some(ended) = steps.join_next() => {

@@ -284,7 +284,10 @@ fn is_interrupted(situation: &Situation<'_>, record: &Record, container: &Contai
     let is_other_boot = !record.boot.is_empty() && record.boot != situation.boot;
     let is_in_outage =
         situation.outage.zip(container.finished_at).is_some_and(|((from, to), finished)| {
-            finished.plus(OUTAGE_MARGIN) >= from && finished <= to.plus(OUTAGE_MARGIN)
+            // What was started after the outage does not end with it.
+            container.started_at.is_none_or(|started| started < to)
+                && finished.plus(OUTAGE_MARGIN) >= from
+                && finished <= to.plus(OUTAGE_MARGIN)
         });
     is_other_boot || is_in_outage
 }

@@ -217,6 +217,8 @@ fn instances_that_ended_with_the_machine_or_the_engine_start_again() {
     let mut outage = World::of(&instance, acted(1), vec![gone.clone()]);
     outage.outage = Some((UnixMillis(21_000), UnixMillis(90_000)));
     assert_eq!(outage.plan().actions, start);
+    outage.outage = Some((UnixMillis(1_000), UnixMillis(9_000)));
+    assert_eq!(outage.plan().actions, [], "it was started after the outage");
     outage.outage = Some((UnixMillis(200_000), UnixMillis(300_000)));
     assert_eq!(outage.plan().actions, []);
 

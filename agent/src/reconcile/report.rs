@@ -6,12 +6,12 @@ use tianqi_common::id::InstanceId;
 use tianqi_common::wire::desired::{InstanceDesired, Run as Wanted};
 use tianqi_common::wire::observed::{
     ContainerState, DockerState, DockerStatus, InstanceObserved, LimitKind, LimitState,
-    NodeObserved, Orphan,
+    NodeObserved,
 };
 
 use super::ledger::{Book, Ended, Record};
 use super::plan::{ContainerAction, keeper};
-use crate::docker::{Container, Run};
+use crate::docker::{Container, Run, sweep};
 
 /// Everything a report is made from.
 pub(super) struct Seen<'a> {
@@ -31,26 +31,13 @@ pub(super) fn report(seen: &Seen<'_>) -> NodeObserved {
     let Some(desired) = &seen.book.desired else {
         return NodeObserved { docker: seen.docker.clone(), ..NodeObserved::default() };
     };
-    let mut known: BTreeSet<InstanceId> = desired.instances.iter().map(|i| i.id).collect();
-    known.extend(&desired.tombstones);
     let is_buried = |id: &InstanceId| desired.tombstones.contains(id);
     NodeObserved {
         revision: desired.revision,
         docker: seen.docker.clone(),
         instances: desired.instances.iter().map(|instance| seen.instance(instance)).collect(),
         removed: seen.removed.values().filter(|done| is_buried(&done.id)).cloned().collect(),
-        orphans: seen
-            .containers
-            .iter()
-            .filter(|container| !known.contains(&container.instance))
-            .map(|container| Orphan {
-                id: container.instance,
-                container_id: container.id.clone(),
-                container_name: container.name.clone(),
-                running: container.run.is_running(),
-                gpus: container.gpus.clone(),
-            })
-            .collect(),
+        orphans: sweep::orphans(seen.containers, desired),
     }
 }
 
