@@ -3,8 +3,15 @@
 //! Checking passwords and keeping sessions is `authz`; this room is its face in the API. There is
 //! always an admin who can log in, and an account that still owns instances cannot be deleted.
 
+mod actions;
 mod model;
+mod routes;
 mod session;
+#[cfg(test)]
+mod session_tests;
+mod store;
+#[cfg(test)]
+mod tests;
 
 use utoipa_axum::router::OpenApiRouter;
 
@@ -12,5 +19,5 @@ use crate::features::Ctx;
 
 /// The room's paths.
 pub fn router() -> OpenApiRouter<Ctx> {
-    OpenApiRouter::new().merge(session::router())
+    OpenApiRouter::new().merge(session::router()).merge(routes::router())
 }

@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 use tianqi_common::id::UserId;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::authz::Role;
 use crate::authz::account::Account;
+use crate::core::patch::Patch;
 use crate::core::secret::Secret;
 use crate::core::timestamp::Timestamp;
 
@@ -93,4 +94,82 @@ pub struct ChangeOwnPassword {
     /// The password from now on: at least 10 characters.
     #[schema(value_type = String, format = Password, min_length = 10, max_length = 1024)]
     pub new_password: Secret,
+}
+
+/// A new account.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateUser {
+    /// The name to log in with: small letters, digits, `-`, `_` and `.`, 2 to 32, beginning with a
+    /// letter; unique and never changed.
+    pub name: String,
+    /// Its first password: at least 10 characters.
+    #[schema(value_type = String, format = Password, min_length = 10, max_length = 1024)]
+    pub password: Secret,
+    /// The name people read, at most 100 characters.
+    #[serde(default)]
+    pub display_name: String,
+    /// What it may do; `user` when left out.
+    #[serde(default = "role_user")]
+    pub role: Role,
+    /// Whether its owner must choose another password first; true when left out.
+    #[serde(default = "yes")]
+    pub must_change_password: bool,
+}
+
+/// A change of an account; what is left out stays.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PatchUser {
+    /// The name people read, at most 100 characters.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub display_name: Patch<String>,
+    /// What it may do.
+    #[serde(default)]
+    #[schema(value_type = Option<Role>)]
+    pub role: Patch<Role>,
+    /// A disabled account cannot log in; disabling it ends its sessions.
+    #[serde(default)]
+    #[schema(value_type = Option<bool>)]
+    pub disabled: Patch<bool>,
+}
+
+/// A new password for somebody else.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResetPassword {
+    /// The password from now on: at least 10 characters.
+    #[schema(value_type = String, format = Password, min_length = 10, max_length = 1024)]
+    pub password: Secret,
+    /// Whether its owner must choose another first; true when left out.
+    #[serde(default = "yes")]
+    pub must_change_password: bool,
+}
+
+/// Which accounts to list, and which page.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct UserQuery {
+    /// Part of the name.
+    pub name: Option<String>,
+    /// The role.
+    pub role: Option<Role>,
+    /// Whether it is disabled.
+    pub disabled: Option<bool>,
+    /// Page, from 1 (the default).
+    pub page: Option<u32>,
+    /// Rows of a page, 1 to 200; 20 when left out.
+    pub page_size: Option<u32>,
+    /// `name` (the default), `role` or `created_at`, with `-` before it for falling order.
+    pub sort: Option<String>,
+}
+
+fn role_user() -> Role {
+    Role::User
+}
+
+fn yes() -> bool {
+    true
 }

@@ -1,0 +1,177 @@
+//! The verbs: create, change, reset a password, delete.
+
+use serde_json::json;
+use tianqi_common::clock::UnixMillis;
+use tianqi_common::id::UserId;
+use tianqi_common::name::UserName;
+
+use super::model::{CreateUser, PatchUser, ResetPassword};
+use super::store;
+use crate::authz::account::{self, Account};
+use crate::authz::password::check_new;
+use crate::authz::policy::UsersWrite;
+use crate::authz::resource::{Resource, UserRef};
+use crate::authz::{Anything, Grant, Role, session};
+use crate::core::audit::{self, Doer, Entry, Outcome};
+use crate::core::db::Tx;
+use crate::core::error::{Problem, Result};
+use crate::core::event::Event;
+use crate::core::text;
+use crate::features::Ctx;
+
+/// Longest name for people, in characters.
+pub(super) const DISPLAY_NAME_MAX: usize = 100;
+
+/// Makes an account.
+///
+/// # Errors
+///
+/// `bad_field` and `weak_password` (422), `duplicate` (409), `busy` (503).
+pub(super) async fn create(
+    ctx: &Ctx,
+    grant: &Grant<Anything, UsersWrite>,
+    body: CreateUser,
+) -> Result<Account> {
+    let name = UserName::parse(&body.name)
+        .map_err(|error| Problem::invalid("bad_field", format!("name: {error}")))?;
+    text::line("display_name", &body.display_name, 0, DISPLAY_NAME_MAX)?;
+    check_new(&body.password)?;
+    let hash = ctx.authz.hasher.hash(&body.password).await?;
+    let now = ctx.clock.now();
+    let account = Account {
+        id: UserId::new(),
+        name: name.into(),
+        display_name: body.display_name,
+        role: body.role,
+        disabled: false,
+        must_change_password: body.must_change_password,
+        created_at: now,
+        updated_at: now,
+    };
+    let mut tx = ctx.db.begin().await?;
+    account::insert(&mut tx, &account, &hash).await?;
+    let detail = json!({ "name": account.name, "role": account.role });
+    note(&mut tx, now, &grant.actor().doer(), "users:create", account.id, detail).await?;
+    tx.commit().await?;
+    Ok(account)
+}
+
+/// Changes an account. Disabling it ends its sessions.
+///
+/// # Errors
+///
+/// `bad_field` (422), `own_account` and `last_admin` (409).
+pub(super) async fn change(
+    ctx: &Ctx,
+    grant: &Grant<UserRef, UsersWrite>,
+    patch: PatchUser,
+) -> Result<Account> {
+    let (id, now) = (grant.resource().id, ctx.clock.now());
+    let mut tx = ctx.db.begin().await?;
+    let admins = store::lock_admins(&mut tx).await?;
+    let old = store::lock(&mut tx, id).await?.ok_or_else(UserRef::missing)?;
+    let new = Account {
+        display_name: patch.display_name.over_required("display_name", old.display_name.clone())?,
+        role: patch.role.over_required("role", old.role)?,
+        disabled: patch.disabled.over_required("disabled", old.disabled)?,
+        updated_at: now,
+        ..old.clone()
+    };
+    text::line("display_name", &new.display_name, 0, DISPLAY_NAME_MAX)?;
+    let loses_rights = new.role != old.role || (new.disabled && !old.disabled);
+    if loses_rights && id == grant.actor().id {
+        let detail =
+            "nobody changes the role of their own account or disables it; ask another admin";
+        return Err(Problem::conflict("own_account", detail));
+    }
+    if new.disabled || new.role != Role::Admin {
+        keep_an_admin(&admins, id)?;
+    }
+    store::update(&mut tx, &new, now).await?;
+    if new.disabled {
+        session::end_all(&mut tx, id, None).await?;
+    }
+    let detail = json!({ "role": new.role, "disabled": new.disabled });
+    note(&mut tx, now, &grant.actor().doer(), "users:change", id, detail).await?;
+    tx.commit().await?;
+    if loses_rights {
+        ctx.events.send(Event::Revoked(id));
+    }
+    Ok(new)
+}
+
+/// Sets somebody else's password and ends all sessions of the account.
+///
+/// # Errors
+///
+/// `weak_password` (422), `own_account` (409), `busy` (503).
+pub(super) async fn reset_password(
+    ctx: &Ctx,
+    grant: &Grant<UserRef, UsersWrite>,
+    body: ResetPassword,
+) -> Result<()> {
+    let id = grant.resource().id;
+    if id == grant.actor().id {
+        let detail = "change your own password at PUT /api/v1/me/password";
+        return Err(Problem::conflict("own_account", detail));
+    }
+    check_new(&body.password)?;
+    let hash = ctx.authz.hasher.hash(&body.password).await?;
+    let doer = grant.actor().doer();
+    let mut tx = ctx.db.begin().await?;
+    ctx.authz.reset_password(&mut tx, &doer, id, &hash, body.must_change_password).await?;
+    tx.commit().await?;
+    ctx.events.send(Event::Revoked(id));
+    Ok(())
+}
+
+/// Deletes an account that owns no instance any more, with its sessions.
+///
+/// # Errors
+///
+/// `own_account`, `last_admin`, `in_use` (409).
+pub(super) async fn delete(ctx: &Ctx, grant: &Grant<UserRef, UsersWrite>) -> Result<()> {
+    let (id, now) = (grant.resource().id, ctx.clock.now());
+    if id == grant.actor().id {
+        return Err(Problem::conflict("own_account", "nobody deletes their own account"));
+    }
+    let mut tx = ctx.db.begin().await?;
+    let admins = store::lock_admins(&mut tx).await?;
+    let account = store::lock(&mut tx, id).await?.ok_or_else(UserRef::missing)?;
+    keep_an_admin(&admins, id)?;
+    let instances = store::live_instances(&mut tx, id).await?;
+    if instances > 0 {
+        let detail = format!("{} owns {instances} instances; delete them first", account.name);
+        let problem = Problem::conflict("in_use", detail);
+        return Err(problem.with(json!({ "instances": instances })));
+    }
+    store::delete(&mut tx, id).await?;
+    let detail = json!({ "name": account.name });
+    note(&mut tx, now, &grant.actor().doer(), "users:delete", id, detail).await?;
+    tx.commit().await?;
+    ctx.events.send(Event::Revoked(id));
+    Ok(())
+}
+
+/// Refuses to take away the only admin who can log in.
+fn keep_an_admin(admins: &[UserId], leaving: UserId) -> Result<()> {
+    if admins == [leaving] {
+        let detail = "this is the last admin who can log in; make another first";
+        return Err(Problem::conflict("last_admin", detail));
+    }
+    Ok(())
+}
+
+async fn note(
+    tx: &mut Tx,
+    now: UnixMillis,
+    doer: &Doer,
+    action: &'static str,
+    id: UserId,
+    detail: serde_json::Value,
+) -> Result<()> {
+    let (target_kind, target_id) = ("user", id.to_string());
+    let outcome = Outcome::Done;
+    let entry = Entry { doer, action, target_kind, target_id, outcome, detail };
+    Ok(audit::record(tx, now, &entry).await?)
+}
