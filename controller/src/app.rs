@@ -194,8 +194,10 @@ async fn open(config: Config, clock: SharedClock) -> Result<Ctx> {
 fn rooms() -> OpenApiRouter<Ctx> {
     OpenApiRouter::new()
         .merge(features::audit::router())
+        .merge(features::images::router())
         .merge(features::instances::router())
         .merge(features::nodes::router())
+        .merge(features::specs::router())
         .merge(features::users::router())
 }
 
