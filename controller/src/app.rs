@@ -169,12 +169,22 @@ fn make_data_dir(path: &Path) -> Result<()> {
 }
 
 async fn open(config: Config, clock: SharedClock) -> Result<Ctx> {
-    let seal = Seal::open_or_create(&config.data_dir.join("master.key"))?;
     let db = Db::open(&config.database_url(), config.database.max_connections)
         .await
         .context("database.url: the database cannot be opened")?;
+    let ctx = assemble(db, config, clock).await?;
+    ctx.authz.ensure_admin(&ctx.config.data_dir, Config::admin_password()).await?;
+    Ok(ctx)
+}
+
+/// Opens the keys and puts together what the rooms reach.
+///
+/// # Errors
+///
+/// When the master key or the agents' authority cannot be opened.
+pub(crate) async fn assemble(db: Db, config: Config, clock: SharedClock) -> Result<Ctx> {
+    let seal = Seal::open_or_create(&config.data_dir.join("master.key"))?;
     let authz = Authz::start(db.clone(), clock.clone(), &config);
-    authz.ensure_admin(&config.data_dir, Config::admin_password()).await?;
     let agent = Duration::from_secs(u64::from(config.agents.certificate_days) * 24 * 3_600);
     let lifetimes = Lifetimes { agent, ..Lifetimes::default() };
     let ca = ca::store::open(&db, &seal, lifetimes, clock.now()).await?;

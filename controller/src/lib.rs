@@ -9,3 +9,5 @@ pub mod features;
 pub mod link;
 pub mod reconcile;
 pub mod serve;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

@@ -1,7 +1,5 @@
 //! A small world for tests: accounts, an image, specs, nodes with cards.
 
-use std::sync::Arc;
-
 use tianqi_common::clock::{SystemClock, UnixMillis};
 use tianqi_common::id::{InstanceId, NodeId, UserId};
 use uuid::Uuid;
@@ -9,15 +7,10 @@ use uuid::Uuid;
 use super::actions;
 use super::model::CreateInstance;
 use crate::authz::resource::{InstanceRef, Resource};
-use crate::authz::{Actor, Anything, Authz, Grant, Permission, Role};
-use crate::config::Config;
-use crate::core::ca::{self, Lifetimes};
+use crate::authz::{Actor, Anything, Grant, Permission, Role};
 use crate::core::db::{Db, args};
 use crate::core::error::Result;
-use crate::core::event::Events;
-use crate::core::seal::Seal;
-use crate::features::{Clock, Ctx};
-use crate::link::Link;
+use crate::features::Ctx;
 
 /// Everything a test of instances needs.
 pub(crate) struct World {
@@ -32,22 +25,7 @@ pub(crate) struct World {
 impl World {
     /// Makes a world with three accounts and two images, of which one supports slices.
     pub(crate) async fn on(db: Db) -> Self {
-        let clock = SystemClock::shared();
-        let folder = tempfile::tempdir().unwrap().keep();
-        let seal = Seal::open_or_create(&folder.join("master.key")).unwrap();
-        let ca = ca::store::open(&db, &seal, Lifetimes::default(), clock.now()).await.unwrap();
-        let config = Config::default();
-        let authz = Authz::start(db.clone(), clock.clone(), &config);
-        let ctx = Ctx {
-            db,
-            clock: Clock(clock),
-            events: Events::new(),
-            seal: Arc::new(seal),
-            config: Arc::new(config),
-            authz,
-            link: Link::default(),
-            ca: Arc::new(ca),
-        };
+        let ctx = crate::testing::ctx_on(db, SystemClock::shared()).await;
         let admin = account(&ctx.db, "admin", Role::Admin).await;
         let alice = account(&ctx.db, "alice", Role::User).await;
         let bob = account(&ctx.db, "bob", Role::User).await;
