@@ -1,6 +1,5 @@
 //! The agent's Docker room and its loop, against a real engine.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +22,7 @@ use tianqi_common::wire::observed::{
     ContainerState, DockerStatus, InstanceObserved, LimitKind, NodeObserved,
 };
 use tianqi_common::wire::stream::PtySize;
+use tianqi_tests::binaries::binary;
 use tianqi_tests::deadline::Deadline;
 use tianqi_tests::dockerd::Dockerd;
 use tianqi_tests::images;
@@ -96,7 +96,7 @@ impl Node {
                 bridge: self.bridge.clone(),
                 subnet: String::new(),
             },
-            guest: Some(static_guest()),
+            guest: Some(binary("tianqi-guest").canonicalize().unwrap()),
             ..Settings::default()
         };
         let handle = DockerHandle::new(self.docker.clone());
@@ -197,18 +197,6 @@ impl Drop for Node {
             }
         }
     }
-}
-
-/// The guest as a static program, built once by the script that `make run` uses.
-fn static_guest() -> PathBuf {
-    static PATH: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
-    let build = || {
-        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap();
-        let output = Command::new("deploy/local/guest.sh").current_dir(&root).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        root.join(String::from_utf8_lossy(&output.stdout).trim())
-    };
-    PATH.get_or_init(build).clone()
 }
 
 fn instance(image: &str) -> InstanceDesired {
