@@ -30,7 +30,8 @@ use crate::reconcile::{self, Reconciler};
 use crate::streams::Streams;
 use crate::telemetry::sample::INTERVAL;
 use crate::telemetry::{SampleQueue, Sampler};
-use crate::{doctor, inventory};
+use crate::doctor;
+use crate::inventory;
 
 /// How long parts may take to end once the process was asked to.
 const DRAIN: Duration = Duration::from_secs(10);
