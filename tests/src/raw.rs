@@ -1,10 +1,10 @@
-//! A QUIC client that says whatever a test wants, with a node's certificate or without one.
+//! A QUIC client, and a server, that say whatever a test wants, with a node's certificate or without one.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::crypto::rustls::QuicClientConfig;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -14,7 +14,68 @@ use tianqi_common::clock::UnixMillis;
 use tianqi_common::id::BootId;
 use tianqi_common::wire::frame::{self, Limit};
 use tianqi_common::wire::hello::{Hello, HelloReply, decode_with_version, with_version};
-use tianqi_common::wire::{CloseCode, SERVER_NAME, VERSION, Version};
+use tianqi_common::wire::{ALPN, CloseCode, SERVER_NAME, VERSION, Version};
+use tianqi_controller::core::ca::Ca;
+
+use crate::deadline::Deadline;
+
+/// A controller that says whatever a test wants, at the address and with the authority of a real one.
+#[derive(Debug)]
+pub struct RawServer {
+    endpoint: Endpoint,
+}
+
+impl RawServer {
+    /// Listens at `address`, once it is free, with a certificate of `ca`.
+    pub async fn start(address: SocketAddr, ca: &Ca, now: UnixMillis) -> Self {
+        let made = ca.server_certificate(now).expect("certificate");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("tls 1.3")
+            .with_no_client_auth()
+            .with_single_cert(made.chain, made.key)
+            .expect("certificate");
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let tls = QuicServerConfig::try_from(tls).expect("quic");
+        let config = quinn::ServerConfig::with_crypto(Arc::new(tls));
+        let deadline = Deadline::after(Duration::from_secs(30));
+        loop {
+            match Endpoint::server(config.clone(), address) {
+                Ok(endpoint) => return Self { endpoint },
+                Err(error) => deadline.pause_async(&error.to_string()).await,
+            }
+        }
+    }
+
+    /// Waits for the next agent, reads its hello, and welcomes it when `greets`.
+    pub async fn accept(&self, greets: bool) -> (Connection, SendStream, RecvStream) {
+        let quic = self.endpoint.accept().await.expect("endpoint").await.expect("handshake");
+        let (mut send, mut recv) = quic.accept_bi().await.expect("control stream");
+        frame::read_payload(&mut recv, Limit::HELLO).await.expect("hello").expect("hello");
+        if greets {
+            let welcome = HelloReply::Welcome { version: VERSION, now: UnixMillis(0) };
+            let payload = with_version(VERSION, &welcome).expect("reply");
+            frame::write_payload(&mut send, &payload, Limit::HELLO).await.expect("reply");
+        }
+        (quic, send, recv)
+    }
+}
+
+/// Waits until the peer closes `quic` and returns its code.
+///
+/// # Panics
+///
+/// When it stays open for half a minute, or ends in another way.
+pub async fn close_code(quic: &Connection) -> Option<CloseCode> {
+    let closed = tokio::time::timeout(Duration::from_secs(30), quic.closed()).await;
+    match closed.expect("the connection was not closed") {
+        ConnectionError::ApplicationClosed(closed) => {
+            CloseCode::from_number(closed.error_code.into_inner())
+        }
+        other => panic!("closed by {other}"),
+    }
+}
 
 /// A connection and the socket it stands on.
 #[derive(Debug)]
@@ -95,12 +156,6 @@ impl Raw {
 
     /// Waits until the controller closes the connection and returns its code.
     pub async fn close_code(&self) -> Option<CloseCode> {
-        let closed = tokio::time::timeout(Duration::from_secs(30), self.quic.closed()).await;
-        match closed.expect("the connection was not closed") {
-            ConnectionError::ApplicationClosed(closed) => {
-                CloseCode::from_number(closed.error_code.into_inner())
-            }
-            other => panic!("closed by {other}"),
-        }
+        close_code(&self.quic).await
     }
 }

@@ -20,7 +20,7 @@ use tianqi_controller::authz::resource::InstanceRef;
 use tianqi_controller::authz::{Actor, Grant, Role};
 use tianqi_controller::core::ca::Lifetimes;
 use tianqi_controller::link::{AgentEvent, LinkError, WorkStream};
-use tianqi_tests::raw::Raw;
+use tianqi_tests::raw::{Raw, RawServer, close_code};
 use tianqi_tests::wire::{AgentEnd, ControllerEnd, PATIENCE, folder};
 use uuid::Uuid;
 
@@ -383,4 +383,31 @@ async fn a_second_control_stream_and_an_agents_silence_cost_the_others_nothing()
     echo(&mut open(&good, &["cat"]).await.unwrap(), &Bytes::from_static(b"x")).await;
     let timed_out = in_time(waiting).await.unwrap();
     assert!(matches!(timed_out, Err(LinkError::TimedOut(_))), "{timed_out:?}");
+}
+
+#[tokio::test]
+async fn garbage_from_a_controller_closes_the_connection_and_the_agent_dials_again() {
+    let Pair { controller, agent, _folder, .. } = pair().await;
+    let (ca, address) = (controller.ca.clone(), controller.address);
+    controller.stop().await;
+    let now = tianqi_common::clock::Clock::now(&SystemClock::new());
+    let server = RawServer::start(address, &ca, now).await;
+    let garbage =
+        [u32::MAX.to_le_bytes().to_vec(), [&9_u32.to_le_bytes()[..], &[0xff; 9]].concat()];
+
+    for bytes in &garbage {
+        let (quic, mut send, _recv) = in_time(server.accept(true)).await;
+        let _ = send.write_all(bytes).await;
+        assert_eq!(close_code(&quic).await, Some(CloseCode::Protocol), "control");
+
+        let (quic, _send, _recv) = in_time(server.accept(true)).await;
+        let (mut work, _answers) = quic.open_bi().await.unwrap();
+        let _ = work.write_all(bytes).await;
+        assert_eq!(close_code(&quic).await, Some(CloseCode::Protocol), "work");
+    }
+    let (quic, mut send, _recv) = in_time(server.accept(false)).await;
+    let _ = send.write_all(&garbage[0]).await;
+    assert_eq!(close_code(&quic).await, Some(CloseCode::Protocol), "hello");
+    in_time(server.accept(true)).await;
+    agent.stop().await;
 }
