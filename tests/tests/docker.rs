@@ -441,13 +441,16 @@ async fn walls_stand_between_instances_and_before_the_node() {
     let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.Gateway}}{{end}}";
     let addresses = daemon.docker(&["inspect", "--format", format, &two]);
     let (address, gateway) = addresses.split_once(' ').unwrap();
-    let get = |host: &str, port: u16| format!("nc -w 2 {host} {port} </dev/null && echo reached");
+    let get = |host: &str, port: u16| {
+        format!("timeout 10 nc -w 2 {host} {port} </dev/null && echo reached")
+    };
 
     // The node reaches an instance, so the listener works and answers find their way.
     let own = tokio::net::TcpStream::connect((address, 8_000)).await;
     assert!(own.is_ok(), "{own:?}");
     let listener = tokio::net::TcpListener::bind((gateway, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move { while listener.accept().await.is_ok() {} });
     let (to_node, _) = run_in(&*docker, &one, &get(gateway, port)).await;
     assert!(!to_node.contains("reached"), "an instance reached its node");
     let (pinged, _) =
