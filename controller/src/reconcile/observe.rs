@@ -107,16 +107,16 @@ fn observed(
     // After the restore of an old copy the agent may have acted on a later generation than the row
     // knows of. The row counts on from there, so that its next change is newer again.
     before.generation = before.generation.max(seen.generation);
-    let acted = seen.generation == before.generation;
+    let is_elsewhere = before.generation != it.generation
+        && it.state.runs_on_node() != matches!(seen.state, ContainerState::Running);
+    let acted = seen.generation == before.generation && !is_elsewhere;
     let event = Seen { container: &seen.state, acted, policy: it.policy };
     let state = match next(it.state, Event::Observed(&event)) {
         Next::To(state) => state,
         Next::Same | Next::Gone | Next::Refused => it.state,
     };
-    let acts = before.generation != it.generation
-        && it.state.runs_on_node() != matches!(seen.state, ContainerState::Running);
     let why = why(it, state, seen, docker_reason, now).unwrap_or_else(|| it.why.clone());
-    let mut change = Change::to(&before, state, why, acts, now);
+    let mut change = Change::to(&before, state, why, is_elsewhere, now);
     change.before.generation = it.generation;
     record(&mut change.after, seen);
     if change.after == *it {

@@ -8,7 +8,7 @@
 //! Invariants: the states of `lifecycle.rs`; grants exist only for instances on a node; a name is
 //! unique among its owner's live instances.
 
-mod actions;
+pub mod actions;
 mod catalogue;
 pub mod change;
 pub mod fleet;
