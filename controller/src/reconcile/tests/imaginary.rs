@@ -8,7 +8,7 @@ use tianqi_common::id::{InstanceId, NodeId};
 use tianqi_common::wire::desired::{NodeDesired, Run};
 use tianqi_common::wire::frame::{self, Limit};
 use tianqi_common::wire::observed::{
-    ContainerState, DockerState, DockerStatus, InstanceObserved, NodeObserved, Orphan, Removed,
+    ContainerState, DockerState, DockerStatus, InstanceObserved, NodeObserved, Removed,
 };
 use tianqi_common::wire::stream::{Pull, PullFrame};
 use tokio::task::JoinHandle;
@@ -35,7 +35,6 @@ struct Inner {
     pull_script: Vec<PullFrame>,
     pulled: Vec<Pull>,
     exits: BTreeMap<InstanceId, i64>,
-    orphans: BTreeMap<NodeId, Vec<Orphan>>,
     published: usize,
     dirty: BTreeSet<NodeId>,
 }
@@ -70,14 +69,6 @@ impl Nodes {
         self.with(|it| {
             it.exits.insert(instance, code);
             it.dirty.extend(it.desired.keys().copied().collect::<Vec<_>>());
-        });
-    }
-
-    /// Lets a node hold a container that nobody knows.
-    pub(super) fn orphan(&self, node: NodeId, orphan: Orphan) {
-        self.with(|it| {
-            it.orphans.entry(node).or_default().push(orphan);
-            it.dirty.insert(node);
         });
     }
 
@@ -120,7 +111,6 @@ impl Inner {
         let mut report = NodeObserved {
             revision: desired.revision,
             docker: DockerState { status: DockerStatus::Connected, reason: String::new() },
-            orphans: self.orphans.get(&node).cloned().unwrap_or_default(),
             ..NodeObserved::default()
         };
         for instance in &desired.instances {
