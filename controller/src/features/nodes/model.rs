@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use tianqi_common::wire::observed::DockerStatus;
 use utoipa::{IntoParams, ToSchema};
 
-use super::pem::PemText;
 use crate::core::error::{Problem, Result};
+use crate::core::patch::Patch;
+use crate::core::secret::Secret;
+use crate::core::text;
 
 /// Longest name of a node, in characters.
 const NAME_MAX: usize = 64;
@@ -76,53 +78,62 @@ impl From<DockerStatus> for DockerWord {
     }
 }
 
-/// Tells a field that is null (clear it) from one that is left out (keep it).
-fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> std::result::Result<Option<Option<T>>, D::Error> {
-    Option::<T>::deserialize(deserializer).map(Some)
-}
-
 /// A change of a node. What is left out stays; null clears.
-#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NodePatch {
     /// 1 to 64 letters, digits, spaces, `-`, `_` and `.`; unique.
-    pub name: Option<String>,
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub name: Patch<String>,
     /// At most 64 characters.
-    pub region: Option<String>,
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub region: Patch<String>,
     /// An IP address, or empty.
-    pub public_ip: Option<String>,
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub public_ip: Patch<String>,
     /// An IP address, or empty.
-    pub private_ip: Option<String>,
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub private_ip: Patch<String>,
     /// 1 to 65535.
-    pub ssh_port: Option<u16>,
+    #[serde(default)]
+    #[schema(value_type = Option<u16>)]
+    pub ssh_port: Patch<u16>,
     /// At most 32 letters, digits, `-`, `_` and `.`; may be empty.
-    pub ssh_user: Option<String>,
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub ssh_user: Patch<String>,
     /// At most 1000 characters.
-    pub remark: Option<String>,
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub remark: Patch<String>,
     /// Whether the node is on offer.
-    pub listed: Option<bool>,
+    #[serde(default)]
+    #[schema(value_type = Option<bool>)]
+    pub listed: Patch<bool>,
     /// Directory of the HAMi-core library on the node; null for the agent's own.
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default)]
     #[schema(value_type = Option<String>)]
-    pub hami_dir: Option<Option<String>>,
+    pub hami_dir: Patch<String>,
     /// `unix:///path` or `tcp://host:port`; null for the agent's own.
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default)]
     #[schema(value_type = Option<String>)]
-    pub docker_endpoint: Option<Option<String>>,
+    pub docker_endpoint: Patch<String>,
     /// PEM of the CA that signs the engine's certificate. Never returned.
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default)]
     #[schema(value_type = Option<String>)]
-    pub docker_tls_ca: Option<Option<PemText>>,
+    pub docker_tls_ca: Patch<Secret>,
     /// PEM of the client certificate shown to the engine. Never returned.
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default)]
     #[schema(value_type = Option<String>)]
-    pub docker_tls_cert: Option<Option<PemText>>,
+    pub docker_tls_cert: Patch<Secret>,
     /// PEM of the client certificate's key. Never returned.
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default)]
     #[schema(value_type = Option<String>)]
-    pub docker_tls_key: Option<Option<PemText>>,
+    pub docker_tls_key: Patch<Secret>,
 }
 
 /// What an admin has set, without the PEMs.
@@ -154,34 +165,34 @@ impl NodePatch {
     /// Whether the change touches what the agent is told.
     #[must_use]
     pub fn touches_settings(&self) -> bool {
-        self.hami_dir.is_some() || self.docker_endpoint.is_some() || self.touches_tls()
+        is_given(&self.hami_dir) || is_given(&self.docker_endpoint) || self.touches_tls()
     }
 
     /// Whether the change touches a PEM.
     #[must_use]
     pub fn touches_tls(&self) -> bool {
-        self.docker_tls_ca.is_some()
-            || self.docker_tls_cert.is_some()
-            || self.docker_tls_key.is_some()
+        is_given(&self.docker_tls_ca)
+            || is_given(&self.docker_tls_cert)
+            || is_given(&self.docker_tls_key)
     }
 
     /// Returns the names of the fields given, for the audit trail.
     #[must_use]
     pub fn names(&self) -> Vec<&'static str> {
         let given = [
-            ("name", self.name.is_some()),
-            ("region", self.region.is_some()),
-            ("public_ip", self.public_ip.is_some()),
-            ("private_ip", self.private_ip.is_some()),
-            ("ssh_port", self.ssh_port.is_some()),
-            ("ssh_user", self.ssh_user.is_some()),
-            ("remark", self.remark.is_some()),
-            ("listed", self.listed.is_some()),
-            ("hami_dir", self.hami_dir.is_some()),
-            ("docker_endpoint", self.docker_endpoint.is_some()),
-            ("docker_tls_ca", self.docker_tls_ca.is_some()),
-            ("docker_tls_cert", self.docker_tls_cert.is_some()),
-            ("docker_tls_key", self.docker_tls_key.is_some()),
+            ("name", is_given(&self.name)),
+            ("region", is_given(&self.region)),
+            ("public_ip", is_given(&self.public_ip)),
+            ("private_ip", is_given(&self.private_ip)),
+            ("ssh_port", is_given(&self.ssh_port)),
+            ("ssh_user", is_given(&self.ssh_user)),
+            ("remark", is_given(&self.remark)),
+            ("listed", is_given(&self.listed)),
+            ("hami_dir", is_given(&self.hami_dir)),
+            ("docker_endpoint", is_given(&self.docker_endpoint)),
+            ("docker_tls_ca", is_given(&self.docker_tls_ca)),
+            ("docker_tls_cert", is_given(&self.docker_tls_cert)),
+            ("docker_tls_key", is_given(&self.docker_tls_key)),
         ];
         given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
     }
@@ -192,108 +203,85 @@ impl NodePatch {
     ///
     /// `bad_field` (422) with what to type instead.
     pub fn apply(&self, fields: &mut NodeFields) -> Result<()> {
-        let mut changed = fields.clone();
-        set(&mut changed.name, self.name.as_deref(), check_name)?;
-        set(&mut changed.region, self.region.as_deref(), |text| {
-            check_text("region", text, REGION_MAX)
-        })?;
-        set(&mut changed.public_ip, self.public_ip.as_deref(), |text| check_ip("public_ip", text))?;
-        set(&mut changed.private_ip, self.private_ip.as_deref(), |text| {
-            check_ip("private_ip", text)
-        })?;
-        set(&mut changed.ssh_user, self.ssh_user.as_deref(), check_ssh_user)?;
-        set(&mut changed.remark, self.remark.as_deref(), check_remark)?;
-        if let Some(port) = self.ssh_port {
-            if port == 0 {
-                return Err(bad("ssh_port is 1 to 65535"));
-            }
-            changed.ssh_port = port;
-        }
-        changed.listed = self.listed.unwrap_or(changed.listed);
-        if let Some(dir) = &self.hami_dir {
-            changed.hami_dir = checked(dir.as_deref(), check_dir)?;
-        }
-        if let Some(endpoint) = &self.docker_endpoint {
-            changed.docker_endpoint = checked(endpoint.as_deref(), check_endpoint)?;
-        }
-        *fields = changed;
+        let mut new = fields.clone();
+        set(&mut new.name, &self.name, "name", |it| check_name(it))?;
+        set(&mut new.region, &self.region, "region", |it| text::line("region", it, 0, REGION_MAX))?;
+        set(&mut new.public_ip, &self.public_ip, "public_ip", |it| check_ip("public_ip", it))?;
+        set(&mut new.private_ip, &self.private_ip, "private_ip", |it| check_ip("private_ip", it))?;
+        set(&mut new.ssh_port, &self.ssh_port, "ssh_port", |it| check_port(*it))?;
+        set(&mut new.ssh_user, &self.ssh_user, "ssh_user", |it| check_ssh_user(it))?;
+        set(&mut new.remark, &self.remark, "remark", |it| text::block("remark", it, REMARK_MAX))?;
+        set(&mut new.listed, &self.listed, "listed", |_| Ok(()))?;
+        set_or_clear(&mut new.hami_dir, &self.hami_dir, check_dir)?;
+        set_or_clear(&mut new.docker_endpoint, &self.docker_endpoint, check_endpoint)?;
+        *fields = new;
         Ok(())
     }
+}
+
+fn is_given<T>(patch: &Patch<T>) -> bool {
+    !matches!(patch, Patch::Leave)
+}
+
+fn set<T: Clone>(
+    field: &mut T,
+    patch: &Patch<T>,
+    name: &str,
+    check: impl Fn(&T) -> Result<()>,
+) -> Result<()> {
+    if let Patch::Set(new) = patch {
+        check(new)?;
+    }
+    *field = patch.clone().over_required(name, field.clone())?;
+    Ok(())
+}
+
+/// An empty text clears, like null.
+fn set_or_clear(
+    field: &mut Option<String>,
+    patch: &Patch<String>,
+    check: impl Fn(&str) -> Result<()>,
+) -> Result<()> {
+    if let Patch::Set(new) = patch
+        && !new.is_empty()
+    {
+        check(new)?;
+    }
+    *field = patch.clone().over(field.take()).filter(|text| !text.is_empty());
+    Ok(())
 }
 
 fn bad(detail: impl Into<String>) -> Problem {
     Problem::invalid("bad_field", detail)
 }
 
-fn set(
-    field: &mut String,
-    text: Option<&str>,
-    check: impl Fn(&str) -> Result<String>,
-) -> Result<()> {
-    if let Some(text) = text {
-        *field = check(text)?;
-    }
-    Ok(())
-}
-
-/// An empty text clears, like null.
-fn checked(text: Option<&str>, check: impl Fn(&str) -> Result<()>) -> Result<Option<String>> {
-    match text.map(str::trim).filter(|text| !text.is_empty()) {
-        Some(text) => check(text).map(|()| Some(text.to_owned())),
-        None => Ok(None),
-    }
-}
-
-fn check_name(text: &str) -> Result<String> {
-    let name = text.trim();
-    let length = name.chars().count();
-    if length == 0 || length > NAME_MAX {
-        let detail = format!("name has {length} characters; 1 to {NAME_MAX} are allowed");
-        return Err(bad(detail));
-    }
+fn check_name(name: &str) -> Result<()> {
+    text::line("name", name, 1, NAME_MAX)?;
     let is_allowed = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | ' ');
     if let Some(found) = name.chars().find(|c| !is_allowed(*c)) {
         let detail =
             format!("name holds {found:?}; letters, digits, spaces, '-', '_' and '.' are allowed");
         return Err(bad(detail));
     }
-    if !name.chars().any(char::is_alphanumeric) {
-        return Err(bad("name needs a letter or a digit"));
+    if !name.starts_with(char::is_alphanumeric) {
+        return Err(bad("name begins with a letter or a digit"));
     }
-    Ok(name.to_owned())
+    Ok(())
 }
 
-fn check_text(field: &str, text: &str, max: usize) -> Result<String> {
-    let text = text.trim();
-    let length = text.chars().count();
-    if length > max {
-        return Err(bad(format!("{field} has {length} characters; at most {max} are allowed")));
+fn check_ip(field: &str, text: &str) -> Result<()> {
+    if text.is_empty() || text.parse::<IpAddr>().is_ok() {
+        return Ok(());
     }
-    if text.chars().any(char::is_control) {
-        return Err(bad(format!("{field} holds a control character; take it out")));
-    }
-    Ok(text.to_owned())
+    let shown: String = text.chars().take(64).collect();
+    Err(bad(format!("{field} {shown:?} is not an IP address, such as 10.0.0.7; it may be empty")))
 }
 
-fn check_remark(text: &str) -> Result<String> {
-    // Lines are fine in a remark.
-    check_text("remark", &text.replace(['\n', '\r', '\t'], " "), REMARK_MAX)?;
-    Ok(text.trim().to_owned())
+fn check_port(port: u16) -> Result<()> {
+    if port == 0 { Err(bad("ssh_port is 1 to 65535")) } else { Ok(()) }
 }
 
-fn check_ip(field: &str, text: &str) -> Result<String> {
-    let text = text.trim();
-    if text.is_empty() {
-        return Ok(String::new());
-    }
-    let ip: IpAddr = text.parse().map_err(|_| {
-        let shown: String = text.chars().take(64).collect();
-        bad(format!("{field} {shown:?} is not an IP address, such as 10.0.0.7; it may be empty"))
-    })?;
-    Ok(ip.to_string())
-}
-
-fn check_ssh_user(text: &str) -> Result<String> {
+fn check_ssh_user(text: &str) -> Result<()> {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if text.len() > SSH_USER_MAX || text.starts_with('-') || !text.chars().all(is_allowed) {
         let detail = format!(
@@ -301,7 +289,7 @@ fn check_ssh_user(text: &str) -> Result<String> {
         );
         return Err(bad(detail));
     }
-    Ok(text.to_owned())
+    Ok(())
 }
 
 fn check_dir(text: &str) -> Result<()> {

@@ -10,21 +10,12 @@ use zeroize::Zeroizing;
 
 use super::model::NodePatch;
 use crate::core::error::{Problem, Result};
+use crate::core::patch::Patch;
 use crate::core::seal::Seal;
+use crate::core::secret::Secret;
 
 /// Longest PEM, in bytes. Three of them fit into the frame that opens a check.
 const PEM_MAX: usize = 64 << 10;
-
-/// A PEM as an admin gave it. Never printed.
-#[derive(Clone, Deserialize)]
-#[serde(transparent)]
-pub struct PemText(String);
-
-impl fmt::Debug for PemText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PemText(…)")
-    }
-}
 
 /// The PEMs of one node. Never printed; sealed as JSON.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,9 +71,9 @@ impl DockerTls {
     /// `bad_pem` (422) with what is wrong. The text itself is never repeated.
     pub fn apply(&mut self, patch: &NodePatch) -> Result<()> {
         let mut changed = self.clone();
-        set(&mut changed.ca, patch.docker_tls_ca.as_ref(), "docker_tls_ca", is_certificates)?;
-        set(&mut changed.cert, patch.docker_tls_cert.as_ref(), "docker_tls_cert", is_certificates)?;
-        set(&mut changed.key, patch.docker_tls_key.as_ref(), "docker_tls_key", is_key)?;
+        set(&mut changed.ca, &patch.docker_tls_ca, "docker_tls_ca", is_certificates)?;
+        set(&mut changed.cert, &patch.docker_tls_cert, "docker_tls_cert", is_certificates)?;
+        set(&mut changed.key, &patch.docker_tls_key, "docker_tls_key", is_key)?;
         if changed.cert.is_some() != changed.key.is_some() {
             let detail = "docker_tls_cert and docker_tls_key belong together; give both or neither";
             return Err(Problem::invalid("bad_pem", detail));
@@ -94,12 +85,15 @@ impl DockerTls {
 
 fn set(
     field: &mut Option<String>,
-    given: Option<&Option<PemText>>,
+    patch: &Patch<Secret>,
     name: &str,
     is_good: impl Fn(&str) -> bool,
 ) -> Result<()> {
-    let Some(given) = given else { return Ok(()) };
-    let text = given.as_ref().map(|pem| pem.0.trim()).filter(|text| !text.is_empty());
+    let text = match patch {
+        Patch::Leave => return Ok(()),
+        Patch::Clear => None,
+        Patch::Set(pem) => Some(pem.expose().trim()).filter(|text| !text.is_empty()),
+    };
     if let Some(text) = text {
         if text.len() > PEM_MAX {
             let detail = format!("{name} is over {PEM_MAX} bytes");

@@ -12,7 +12,6 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::store::join::{self, NewToken, TokenRow};
-use super::view::time;
 use crate::authz::policy::JoinTokensWrite;
 use crate::authz::resource::JoinTokenRef;
 use crate::authz::{Anything, Grant};
@@ -20,6 +19,8 @@ use crate::config::Config;
 use crate::core::audit::{self, Entry, Outcome};
 use crate::core::error::{Problem, Result};
 use crate::core::page::{Page, PageQuery};
+use crate::core::text;
+use crate::core::timestamp::Timestamp;
 use crate::features::Ctx;
 
 const TTL_DEFAULT: u64 = 3_600;
@@ -49,7 +50,7 @@ pub struct NewJoinToken {
     /// The token, for `tianqi-agent join --token`.
     pub token: String,
     /// When it ends.
-    pub expires_at: String,
+    pub expires_at: Timestamp,
     /// The command to run on the machine, as root.
     pub command: String,
 }
@@ -84,7 +85,7 @@ pub struct JoinTokenView {
     /// How many did.
     pub uses: i64,
     /// When it ends.
-    pub expires_at: String,
+    pub expires_at: Timestamp,
     /// Whether it can be used.
     pub state: JoinTokenState,
     /// The account that made it.
@@ -92,7 +93,7 @@ pub struct JoinTokenView {
     /// That account's name; null when it is gone.
     pub created_by_name: Option<String>,
     /// When it was made.
-    pub created_at: String,
+    pub created_at: Timestamp,
 }
 
 impl JoinTokenView {
@@ -109,11 +110,11 @@ impl JoinTokenView {
             description: row.description,
             max_uses: row.max_uses,
             uses: row.uses,
-            expires_at: time(row.expires_at),
+            expires_at: Timestamp::from_stored(row.expires_at),
             state,
             created_by: row.created_by,
             created_by_name: row.created_by_name,
-            created_at: time(row.created_at),
+            created_at: Timestamp::from_stored(row.created_at),
         }
     }
 }
@@ -129,13 +130,7 @@ fn check(wanted: &CreateJoinToken) -> Result<(u64, u32)> {
         let detail = format!("max_uses is 1 to {USES_MOST}, not {uses}");
         return Err(Problem::invalid("bad_field", detail));
     }
-    let length = wanted.description.chars().count();
-    if length > DESCRIPTION_MAX || wanted.description.chars().any(char::is_control) {
-        let detail = format!(
-            "description is one line of at most {DESCRIPTION_MAX} characters; it has {length}"
-        );
-        return Err(Problem::invalid("bad_field", detail));
-    }
+    text::line("description", &wanted.description, 0, DESCRIPTION_MAX)?;
     Ok((ttl, uses))
 }
 
@@ -158,7 +153,7 @@ pub async fn create(
     let secret = URL_SAFE_NO_PAD.encode(random);
     let token = NewToken {
         id: Uuid::now_v7(),
-        description: wanted.description.trim(),
+        description: &wanted.description,
         secret_hash: Sha256::digest(secret.as_bytes()).into(),
         max_uses,
         expires_at,
@@ -183,7 +178,7 @@ pub async fn create(
     let token = JoinToken { secret, fingerprint }.to_string();
     let controller = controller_address(&ctx.config);
     let command = format!("tianqi-agent join --controller {controller} --token {token}");
-    Ok(NewJoinToken { id, token, expires_at: time(expires_at.0), command })
+    Ok(NewJoinToken { id, token, expires_at: expires_at.into(), command })
 }
 
 /// Returns the `HOST:PORT` that agents dial, as far as the configuration tells.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, SecondsFormat};
 use serde::Serialize;
 use tianqi_common::wire::join::MAX_CLOCK_SKEW_S;
 use tianqi_common::wire::stream::CheckReport;
@@ -12,16 +11,9 @@ use uuid::Uuid;
 use super::model::DockerWord;
 use super::store::cards::{CardRow, GrantRow, ModelRow};
 use super::store::nodes::NodeRow;
+use crate::core::timestamp::Timestamp;
 use tianqi_common::unit::GpuMemoryMib;
 use tianqi_scheduler::default_headroom;
-
-/// Prints milliseconds since 1970 as RFC 3339 in UTC.
-#[must_use]
-pub fn time(ms: i64) -> String {
-    DateTime::from_timestamp_millis(ms)
-        .unwrap_or_default()
-        .to_rfc3339_opts(SecondsFormat::Millis, true)
-}
 
 /// Something about a node that an admin should look at.
 #[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -84,11 +76,11 @@ pub struct NodeView {
     /// Why it is not; empty when it is.
     pub offline_reason: String,
     /// When it was last heard; up to 30 s late while it is online.
-    pub last_seen_at: Option<String>,
+    pub last_seen_at: Option<Timestamp>,
     /// Version of the agent's program.
     pub agent_program: String,
     /// When the agent started, by the node's clock.
-    pub agent_started_at: Option<String>,
+    pub agent_started_at: Option<Timestamp>,
     /// The node's clock minus the controller's, in milliseconds.
     pub clock_skew_ms: i64,
     /// What an admin should look at.
@@ -104,9 +96,9 @@ pub struct NodeView {
     /// Instances placed here that are not deleted.
     pub instances: i64,
     /// When it joined.
-    pub created_at: String,
+    pub created_at: Timestamp,
     /// When it last changed.
-    pub updated_at: String,
+    pub updated_at: Timestamp,
     /// Everything that the agent found out about the machine; only when one node is asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inventory: Option<serde_json::Value>,
@@ -163,16 +155,17 @@ impl NodeView {
             docker_reason: row.docker_reason,
             online: row.online,
             offline_reason: row.offline_reason,
-            last_seen_at: row.last_seen_at.map(time),
+            last_seen_at: row.last_seen_at.map(Timestamp::from_stored),
             agent_program: row.agent_program,
-            agent_started_at: (row.boot_started_at > 0).then(|| time(row.boot_started_at)),
+            agent_started_at: (row.boot_started_at > 0)
+                .then(|| Timestamp::from_stored(row.boot_started_at)),
             clock_skew_ms: row.clock_skew_ms,
             cpu_millicores: row.cpu_millicores,
             memory_mib: row.memory_mib,
             disk_gib: row.disk_gib,
             instances: row.instances,
-            created_at: time(row.created_at),
-            updated_at: time(row.updated_at),
+            created_at: Timestamp::from_stored(row.created_at),
+            updated_at: Timestamp::from_stored(row.updated_at),
             inventory: None,
         }
     }
