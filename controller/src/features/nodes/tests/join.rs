@@ -167,7 +167,7 @@ async fn a_token_is_listed_without_its_secret_and_can_be_withdrawn() {
 
 #[tokio::test]
 async fn a_token_with_absurd_numbers_is_refused() {
-    let room = Room::new(crate::core::db::testing::sqlite().await);
+    let room = Room::sqlite().await;
     for (ttl, uses) in [(59, 1), (2_592_001, 1), (u64::MAX, 1), (60, 0), (60, 1_001)] {
         let wanted = CreateJoinToken {
             ttl_seconds: Some(ttl),
@@ -181,7 +181,7 @@ async fn a_token_with_absurd_numbers_is_refused() {
 
 #[tokio::test]
 async fn the_command_and_the_debug_output_of_a_new_token() {
-    let room = Room::new(crate::core::db::testing::sqlite().await);
+    let room = Room::sqlite().await;
     let wanted = CreateJoinToken::default();
     let made = tokens::create(&room.ctx, &grant(Anything), &wanted).await.unwrap();
     let fingerprint = made.token.parse::<JoinToken>().unwrap().fingerprint;

@@ -117,7 +117,7 @@ async fn a_node_is_online_from_its_hello_and_offline_after_fifteen_seconds_of_si
 
 #[tokio::test]
 async fn an_agent_that_comes_back_in_time_was_never_offline() {
-    let room = Room::new(crate::core::db::testing::sqlite().await);
+    let room = Room::sqlite().await;
     let node = room.node("gpu").await;
     let mut keeper = Keeper::new(room.ctx.clone());
     room.pass(&mut keeper, 100).await;
@@ -137,7 +137,7 @@ async fn an_agent_that_comes_back_in_time_was_never_offline() {
 
 #[tokio::test]
 async fn nobody_is_judged_when_most_fall_silent_at_once_nor_just_after_a_start() {
-    let room = Room::new(crate::core::db::testing::sqlite().await);
+    let room = Room::sqlite().await;
     let mut keeper = Keeper::new(room.ctx.clone());
     let mut nodes = Vec::new();
     for n in 0..5 {
@@ -277,7 +277,7 @@ async fn last_contact_is_written_every_thirty_seconds_and_a_removed_node_is_forg
 
 #[tokio::test]
 async fn a_clock_that_is_wrong_by_more_than_five_minutes_is_noted() {
-    let room = Room::new(crate::core::db::testing::sqlite().await);
+    let room = Room::sqlite().await;
     let node = room.node("gpu").await;
     let mut keeper = Keeper::new(room.ctx.clone());
     keeper.hear(&connected(node, -400_000)).await;

@@ -1,5 +1,6 @@
 //! The room on all three engines.
 
+mod api;
 mod edit;
 mod join;
 mod live;
@@ -14,18 +15,14 @@ use uuid::Uuid;
 
 use super::Directory;
 use super::tokens::{self, CreateJoinToken};
-use crate::authz::actor::SessionRules;
 use crate::authz::policy::Permission;
 use crate::authz::resource::{NodeRef, Resource};
-use crate::authz::{Actor, Anything, Authz, Grant, Role};
-use crate::config::Config;
-use crate::core::ca::{Authority, Ca, Lifetimes};
-use crate::core::db::testing::databases;
+use crate::authz::{Actor, Anything, Grant, Role};
+use crate::core::db::testing::{databases, sqlite};
 use crate::core::db::{Db, args, row};
-use crate::core::event::Events;
-use crate::core::seal::Seal;
-use crate::features::{Clock, Ctx};
-use crate::link::{JoinAttempt, Link, NodeDirectory};
+use crate::features::Ctx;
+use crate::link::{JoinAttempt, NodeDirectory};
+use crate::testing::ctx_on;
 
 const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
 
@@ -37,31 +34,23 @@ struct Room {
 }
 
 impl Room {
-    fn new(db: Db) -> Self {
+    async fn new(db: Db) -> Self {
         let clock = Arc::new(ManualClock::at(NOW));
-        let folder = tempfile::tempdir().unwrap();
-        let seal = Seal::open_or_create(&folder.path().join("key")).unwrap();
-        let rules =
-            SessionRules { idle: Duration::from_secs(60), absolute: Duration::from_secs(600) };
-        let authority = Authority::generate(NOW).unwrap();
-        let authz =
-            Authz { db: db.clone(), clock: clock.clone(), sessions: rules, public_origin: None };
-        let ctx = Ctx {
-            db,
-            clock: Clock(clock.clone()),
-            events: Events::new(),
-            seal: Arc::new(seal),
-            config: Arc::new(Config::default()),
-            authz,
-            link: Link::default(),
-            ca: Arc::new(Ca::new(vec![authority], Lifetimes::default()).unwrap()),
-        };
+        let ctx = ctx_on(db, clock.clone()).await;
         let directory = Directory::new(&ctx);
         Self { ctx, clock, directory }
     }
 
+    async fn sqlite() -> Self {
+        Self::new(sqlite().await).await
+    }
+
     async fn on_all_engines() -> Vec<Self> {
-        databases().await.into_iter().map(Self::new).collect()
+        let mut rooms = Vec::new();
+        for db in databases().await {
+            rooms.push(Self::new(db).await);
+        }
+        rooms
     }
 
     async fn token(&self, max_uses: u32, ttl_seconds: u64) -> JoinToken {
@@ -84,11 +73,11 @@ impl Room {
         const SQL: &str = "insert into instances (id, owner_id, name, live_name, image_id, spec_id, \
              node_id, image_address, spec, environment, restart_policy, priority, remark, desired, \
              generation, phase, reason_code, reason, reason_detail, observed_generation, \
-             container_name, limits, restarts, queued_at, created_at, updated_at) values \
+             container_name, limits, gpus, fail_if_full, restarts, queued_at, created_at, updated_at) values \
              ($1, $1, 'a', 'a', $1, $1, $2, '', '{}', '[]', 'never', 0, '', 'running', 1, \
-             'running', '', '', '', 1, '', '[]', 0, 0, 0, 0)";
+             'running', '', '', '', 1, '', '[]', '[]', $3, 0, 0, 0, 0)";
         let id = InstanceId::new();
-        self.ctx.db.run(SQL, args![id, node]).await.unwrap();
+        self.ctx.db.run(SQL, args![id, node, false]).await.unwrap();
         id
     }
 
