@@ -192,7 +192,7 @@ fn controller_address(config: &Config) -> String {
     }
     let host = config.http.public_url.as_deref().and_then(|url| url.split_once("://"));
     let host = host.and_then(|(_, rest)| rest.split(['/', '?', '#']).next()).map(without_port);
-    format!("{}:{}", host.unwrap_or("<this controller's address>"), listen.port())
+    format!("{}:{}", host.unwrap_or("CONTROLLER_ADDRESS"), listen.port())
 }
 
 fn without_port(authority: &str) -> &str {
