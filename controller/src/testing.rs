@@ -1,4 +1,5 @@
 //! The whole API on a temporary database, called without a port, for the tests of the rooms.
+#![allow(clippy::expect_used, reason = "a harness that cannot be made fails its test")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;

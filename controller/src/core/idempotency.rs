@@ -4,20 +4,22 @@
 //! The key is claimed in the transaction that makes the resource, so neither stands alone, and two
 //! requests at once wait for each other.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRef, FromRequest, Request};
 use axum::http::StatusCode;
 use serde::de::DeserializeOwned;
-use sha2::{Digest, Sha256};
 use tianqi_common::clock::UnixMillis;
 use tianqi_common::id::UserId;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use super::db::{Db, DbError, Engine, Tx, args, row};
 use super::error::{Problem, Result};
 use super::http::{self, Body};
+use super::seal::Seal;
 
 /// The header's name.
 pub const HEADER: &str = "idempotency-key";
@@ -51,7 +53,12 @@ pub enum Claim {
     Again(Uuid),
 }
 
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Keyed<T> {
+impl<S, T> FromRequest<S> for Keyed<T>
+where
+    S: Send + Sync,
+    T: DeserializeOwned,
+    Arc<Seal>: FromRef<S>,
+{
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self> {
@@ -68,7 +75,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Keyed<T> {
         })?;
         let key = key.map(|key| RequestKey {
             key,
-            hash: request_hash(parts.method.as_str(), parts.uri.path(), &bytes),
+            // A body may hold a password, which a plain hash would let others try out.
+            hash: Arc::<Seal>::from_ref(state).mark(&request_text(
+                parts.method.as_str(),
+                parts.uri.path(),
+                &bytes,
+            )),
         });
         let request = Request::from_parts(parts, axum::body::Body::from(bytes));
         let Body(body) = Body::from_request(request, state).await?;
@@ -86,14 +98,8 @@ fn check_key(text: &str) -> Result<String> {
 }
 
 /// The path is part of the request, so that a key used for an image cannot answer for a spec.
-fn request_hash(method: &str, path: &str, body: &[u8]) -> Vec<u8> {
-    let mut hash = Sha256::new();
-    hash.update(method.as_bytes());
-    hash.update([0]);
-    hash.update(path.as_bytes());
-    hash.update([0]);
-    hash.update(body);
-    hash.finalize().to_vec()
+fn request_text(method: &str, path: &str, body: &[u8]) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new([method.as_bytes(), b"\0", path.as_bytes(), b"\0", body].concat())
 }
 
 row! {
@@ -169,7 +175,10 @@ mod tests {
     const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
 
     fn key(body: &str) -> RequestKey {
-        RequestKey { key: "k".to_owned(), hash: request_hash("POST", "/x", body.as_bytes()) }
+        RequestKey {
+            key: "k".to_owned(),
+            hash: request_text("POST", "/x", body.as_bytes()).to_vec(),
+        }
     }
 
     async fn claimed(

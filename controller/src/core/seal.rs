@@ -49,6 +49,7 @@ pub enum SealError {
 pub struct Seal {
     cipher: Aes256Gcm,
     id: [u8; KEY_ID],
+    mark_key: Zeroizing<[u8; 32]>,
 }
 
 impl std::fmt::Debug for Seal {
@@ -91,7 +92,21 @@ impl Seal {
         for (to, from) in id.iter_mut().zip(Sha256::digest(key)) {
             *to = from;
         }
-        Self { cipher: Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key)), id }
+        let mark_key = Sha256::new().chain_update(b"tianqi mark").chain_update(key).finalize();
+        Self {
+            cipher: Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key)),
+            id,
+            mark_key: Zeroizing::new(mark_key.into()),
+        }
+    }
+
+    /// Returns a mark by which equal texts are recognised, and from which nobody without the master
+    /// key can try out what the text was.
+    #[must_use]
+    pub fn mark(&self, text: &[u8]) -> Vec<u8> {
+        // The inner digest has a fixed length, so nothing can be appended to what is marked.
+        let inner = Sha256::digest(text);
+        Sha256::new().chain_update(*self.mark_key).chain_update(inner).finalize().to_vec()
     }
 
     /// Seals `plain` for the row that `row` names, such as `images/<id>/registry_password`.
@@ -158,6 +173,13 @@ mod tests {
             assert!(seal().open("row", &changed).is_err(), "byte {i}");
             assert!(seal().open("row", &sealed[..i]).is_err(), "cut at {i}");
         }
+    }
+
+    #[test]
+    fn a_mark_is_equal_for_equal_texts_and_another_under_another_key() {
+        assert_eq!(seal().mark(b"a"), seal().mark(b"a"));
+        assert_ne!(seal().mark(b"a"), seal().mark(b"b"));
+        assert_ne!(seal().mark(b"a"), Seal::new(&[8; 32]).mark(b"a"));
     }
 
     #[test]

@@ -65,3 +65,9 @@ impl FromRef<Ctx> for Authz {
         ctx.authz.clone()
     }
 }
+
+impl FromRef<Ctx> for Arc<Seal> {
+    fn from_ref(ctx: &Ctx) -> Self {
+        ctx.seal.clone()
+    }
+}
