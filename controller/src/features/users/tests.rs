@@ -89,11 +89,11 @@ async fn an_owner_of_instances_the_caller_and_the_last_admin_cannot_be_deleted()
         const INSTANCE: &str = "insert into instances (id, owner_id, name, live_name, image_id, \
              spec_id, image_address, spec, environment, restart_policy, priority, remark, desired, \
              generation, phase, reason_code, reason, reason_detail, observed_generation, \
-             container_name, gpus, limits, restarts, queued_at, created_at, updated_at) \
+             container_name, gpus, limits, fail_if_full, restarts, queued_at, created_at, updated_at) \
              values ($1, $2, 'x', 'x', $1, $1, '', '', '', '', 0, '', '', 0, '', '', '', '', 0, \
-             '', '', '', 0, 0, 0, 0)";
+             '', '', '', $3, 0, 0, 0, 0)";
         let (instance, owner) = (uuid::Uuid::now_v7(), other.parse::<uuid::Uuid>().unwrap());
-        api.ctx.db.run(INSTANCE, args![instance, owner]).await.unwrap();
+        api.ctx.db.run(INSTANCE, args![instance, owner, false]).await.unwrap();
 
         let used = api.call(&admin, "DELETE", &format!("/users/{other}"), None).await;
         assert_eq!((used.code(), used.problem()), (409, "in_use"));
