@@ -69,12 +69,9 @@ impl RawServer {
 /// When it stays open for half a minute, or ends in another way.
 pub async fn close_code(quic: &Connection) -> Option<CloseCode> {
     let closed = tokio::time::timeout(Duration::from_secs(30), quic.closed()).await;
-    match closed.expect("the connection was not closed") {
-        ConnectionError::ApplicationClosed(closed) => {
-            CloseCode::from_number(closed.error_code.into_inner())
-        }
-        other => panic!("closed by {other}"),
-    }
+    let closed = closed.expect("the connection was not closed");
+    let ConnectionError::ApplicationClosed(closed) = closed else { panic!("closed by {closed}") };
+    CloseCode::from_number(closed.error_code.into_inner())
 }
 
 /// A connection and the socket it stands on.

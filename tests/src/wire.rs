@@ -209,18 +209,18 @@ impl ControllerEnd {
 
     /// Waits until an agent is served.
     pub async fn connected(&mut self) -> NodeId {
-        self.event(|event| match event {
-            AgentEvent::Connected { node, .. } => Some(node),
-            _ => None,
-        })
+        self.event(
+            |event| {
+                if let AgentEvent::Connected { node, .. } = event { Some(node) } else { None }
+            },
+        )
         .await
     }
 
     /// Waits until an agent is gone and says why.
     pub async fn disconnected(&mut self) -> String {
-        self.event(|event| match event {
-            AgentEvent::Disconnected { reason, .. } => Some(reason),
-            _ => None,
+        self.event(|event| {
+            if let AgentEvent::Disconnected { reason, .. } = event { Some(reason) } else { None }
         })
         .await
     }

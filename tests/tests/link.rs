@@ -92,14 +92,14 @@ async fn state_settings_reports_and_samples_arrive_on_the_other_side() {
     let has = |wanted: &Option<NodeDesired>| wanted.as_ref() == Some(&desired);
     in_time(agent.desired.wait_for(has)).await.unwrap();
     in_time(agent.settings.wait_for(|got| got.as_ref() == Some(&settings))).await.unwrap();
-    let cores = controller.event(|event| match event {
-        AgentEvent::Inventory(from, inventory) => Some((from, inventory.cpu_cores)),
-        _ => None,
+    let cores = controller.event(|event| {
+        let AgentEvent::Inventory(from, inventory) = event else { return None };
+        Some((from, inventory.cpu_cores))
     });
     assert_eq!(cores.await, (node, 64));
-    let seen = controller.event(|event| match event {
-        AgentEvent::Observed(from, observed) => Some((from, observed.revision)),
-        _ => None,
+    let seen = controller.event(|event| {
+        let AgentEvent::Observed(from, observed) = event else { return None };
+        Some((from, observed.revision))
     });
     assert_eq!(seen.await, (node, revision));
     assert_eq!(in_time(controller.samples.recv()).await.1.dropped, 3);
