@@ -4,7 +4,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -260,15 +259,6 @@ impl Config {
         let url = self.http.public_url.as_deref()?;
         let (scheme, rest) = url.split_once("://")?;
         Some(format!("{scheme}://{}", rest.split('/').next()?))
-    }
-
-    /// Returns how long sessions live.
-    #[must_use]
-    pub fn session_rules(&self) -> crate::authz::actor::SessionRules {
-        crate::authz::actor::SessionRules {
-            idle: Duration::from_secs(u64::from(self.sessions.idle_minutes) * 60),
-            absolute: Duration::from_secs(u64::from(self.sessions.absolute_hours) * 3_600),
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Running the controller as a process: log, signals, readiness, restart after a restore.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 use anyhow::{Context, Result};
 use sd_notify::NotifyState;
@@ -59,7 +59,11 @@ fn notify(states: &[NotifyState<'_>]) {
 fn start_log(config: &Config) -> Result<()> {
     let filter = EnvFilter::try_new(&config.log.level)
         .with_context(|| format!("log.level: {:?} is not a filter", config.log.level))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let is_terminal = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(is_terminal);
     match config.log.format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

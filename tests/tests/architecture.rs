@@ -20,8 +20,8 @@ const LONG_FUNCTIONS: &[&str] = &[];
 /// process around the rooms.
 const CONTROLLER: &[(&str, &[&str])] = &[
     ("core", &[]),
-    ("authz", &["core"]),
-    ("config", &["core", "authz"]),
+    ("config", &[]),
+    ("authz", &["core", "config"]),
     ("link", &["core", "authz", "config"]),
     ("features", &["core", "authz", "config", "link"]),
     ("reconcile", &["core", "authz", "config", "link", "features"]),

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::Authz;
 use super::session::SessionKind;
+use crate::config::Sessions;
 use crate::core::audit::Doer;
 use crate::core::db::{args, row};
 use crate::core::error::{Problem, Result};
@@ -28,6 +29,17 @@ pub struct SessionRules {
     pub idle: Duration,
     /// A session ends after so long whatever happens.
     pub absolute: Duration,
+}
+
+impl SessionRules {
+    /// Reads `[sessions]`.
+    #[must_use]
+    pub fn of(sessions: &Sessions) -> Self {
+        Self {
+            idle: Duration::from_secs(u64::from(sessions.idle_minutes) * 60),
+            absolute: Duration::from_secs(u64::from(sessions.absolute_hours) * 3_600),
+        }
+    }
 }
 
 /// A role that an account may have.

@@ -56,7 +56,7 @@ impl Authz {
             db,
             throttle: throttle::Throttle::start(clock.clone()),
             clock,
-            sessions: config.session_rules(),
+            sessions: actor::SessionRules::of(&config.sessions),
             is_secure: config.http.tls_cert.is_some() || is_public_secure,
             public_origin,
             hasher: password::Hasher::new(),
