@@ -36,7 +36,12 @@ impl Deadline {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 
-    fn check(&self, what: &str) {
+    /// Looks whether it is over, for callers that pause in their own way.
+    ///
+    /// # Panics
+    ///
+    /// When it is, with `what` still being the case.
+    pub fn check(&self, what: &str) {
         assert!(Instant::now() < self.end, "after {:?}: {what}", self.span);
     }
 }
