@@ -1,9 +1,21 @@
 #!/usr/bin/env bash
 # make bench: prints our figures beside those of the peers, measured in the same run.
 #
-#   tests/bench.sh [ARGUMENTS OF cargo bench]
+#   tests/bench.sh [WORDS]    only the whole paths whose name holds one of the words
+#                             (controller, durable, machine, crowd); without words everything
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-deploy/local/prerequisites.sh build
-cargo bench --locked -p tianqi-scheduler --benches "$@"
+deploy/local/prerequisites.sh run
+if [ "$(id -u)" != 0 ]; then
+    echo "make bench starts a Docker engine of its own, which needs root: sudo -E env PATH=\$PATH make bench" >&2
+    exit 1
+fi
+# Everything is built before anything is measured.
+TIANQI_TEST_BINARIES=${CARGO_TARGET_DIR:-$PWD/target}/bench-binaries
+export TIANQI_TEST_BINARIES
+deploy/local/build.sh "$TIANQI_TEST_BINARIES" --release
+cargo build --release --locked -p tianqi-fake-nvml
+cargo bench --locked --no-run -p tianqi-tests --bench paths
+[ $# -gt 0 ] || cargo bench --locked -p tianqi-scheduler --bench placement
+cargo bench --locked -p tianqi-tests --bench paths -- "$@"

@@ -18,7 +18,7 @@ enum Request {
     Exec { instance: String, argv: Vec<String>, pty: Option<PtySize> },
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 enum Reply {
     Done(String),
     Failed(String),
@@ -54,7 +54,8 @@ impl Admin {
         frame::write(&mut io, &request, Limit::OPEN).await.expect("the request is taken");
         match frame::read::<Reply, _>(&mut io, Limit::OPEN).await.expect("an answer") {
             Some(Reply::Opened) => Program { io },
-            other => panic!("exec in {instance}: {other:?}"),
+            Some(Reply::Done(text) | Reply::Failed(text)) => panic!("exec in {instance}: {text}"),
+            None => panic!("exec in {instance}: the controller hung up"),
         }
     }
 }
