@@ -11,6 +11,9 @@ if [ "$(id -u)" != 0 ]; then
     echo "make bench starts a Docker engine of its own, which needs root: sudo -E env PATH=\$PATH make bench" >&2
     exit 1
 fi
+# A thousand agents in one process have a socket each.
+[ "$(ulimit -n)" = unlimited ] || [ "$(ulimit -n)" -ge 8192 ] || ulimit -n 8192
+
 # Everything is built before anything is measured.
 TIANQI_TEST_BINARIES=${CARGO_TARGET_DIR:-$PWD/target}/bench-binaries
 export TIANQI_TEST_BINARIES

@@ -94,7 +94,9 @@ impl Program {
         loop {
             let here = self.left.min(self.buffer.len() - at);
             (at, came, self.left) = (at + here, came + here, self.left - here);
-            let Some(header) = self.buffer.get(at..at + 8).filter(|_| self.left == 0) else { break };
+            let Some(header) = self.buffer.get(at..at + 8).filter(|_| self.left == 0) else {
+                break;
+            };
             let length = u32::from_be_bytes(header[4..8].try_into().expect("four bytes"));
             self.left = usize::try_from(length).expect("a length");
             at += 8;

@@ -146,7 +146,11 @@ async fn list(report: &mut Report, controller: &Controller) {
             alone.median_ms()
         ),
         peer: "dstack 220/s, p99 401 ms (published)".to_owned(),
-        ratio: format!("{:.1} times the rate, {:.3} of the p99", rate / 220.0, ms(times.at(99)) / 401.0),
+        ratio: format!(
+            "{:.1} times the rate, {:.3} of the p99",
+            rate / 220.0,
+            ms(times.at(99)) / 401.0
+        ),
         bar: ">= 3000/s, p99 <= 20 ms",
         met: rate >= 3_000.0 && times.at(99) <= Duration::from_millis(20),
         ..Line::default()

@@ -65,7 +65,11 @@ fn fake_cards() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::Builder::new().prefix("tianqi-nvml-").tempdir().expect("folder");
     let program = std::env::current_exe().expect("this program");
     let built = program.ancestors().nth(2).expect("target").join("libtianqi_fake_nvml.so");
-    assert!(built.exists(), "{} is missing: cargo build --release -p tianqi-fake-nvml", built.display());
+    assert!(
+        built.exists(),
+        "{} is missing: cargo build --release -p tianqi-fake-nvml",
+        built.display()
+    );
     let library = folder.path().join("libnvidia-ml.so.1");
     std::fs::copy(built, &library).expect("a copy of the library");
     let card = |number: u32| {
@@ -197,7 +201,11 @@ async fn keystrokes(report: &mut Report, ours: (&Admin, &str), direct: (&Direct,
             ms(own.at(99)),
             own.count()
         ),
-        peer: format!("direct Docker exec p50 {:.3} ms, p99 {:.3} ms", peer.median_ms(), ms(peer.at(99))),
+        peer: format!(
+            "direct Docker exec p50 {:.3} ms, p99 {:.3} ms",
+            peer.median_ms(),
+            ms(peer.at(99))
+        ),
         ratio: format!("{added:+.3} ms, {:.2} times", own.median_ms() / peer.median_ms()),
         bar: "added p50 <= 0.5 ms",
         met: added <= 0.5,
@@ -276,7 +284,10 @@ async fn agent(report: &mut Report, world: &mut World) {
     let (cpu, rss) = watch(world.agent.process().pid(), WATCH).await;
     report.add(&Line {
         what: "agent: 8 cards, 20 containers, a sample every 5 s",
-        ours: format!("{rss:.1} MB, {cpu:.2} % of a core over {} s ({cards} cards seen)", WATCH.as_secs()),
+        ours: format!(
+            "{rss:.1} MB, {cpu:.2} % of a core over {} s ({cards} cards seen)",
+            WATCH.as_secs()
+        ),
         peer: "dcgm-exporter about 480 MB (published)".to_owned(),
         ratio: format!("{:.3} of the memory", rss / 480.0),
         bar: "<= 25 MB, <= 1 % of a core",

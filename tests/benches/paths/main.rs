@@ -14,6 +14,7 @@
 )]
 
 mod admin;
+mod crowd;
 mod direct;
 mod durable;
 mod http;
@@ -51,6 +52,9 @@ fn main() {
         }
         if wanted("machine") {
             section(&mut report, "machine", async |report| machine::measure(report).await).await;
+        }
+        if wanted("crowd") {
+            section(&mut report, "crowd", async |report| crowd::measure(report).await).await;
         }
     });
     let _ = report.end();
