@@ -29,6 +29,7 @@ use crate::core::event::Events;
 use crate::core::http::{BODY_LIMIT, TrustedProxies, frame_request, no_such_method, no_such_path};
 use crate::core::seal::Seal;
 use crate::core::tls::{self, TlsListener};
+use crate::features::telemetry::live::Live;
 use crate::features::{self, Clock, Ctx};
 use crate::link::{Link, LinkConfig, LinkParts, samples};
 use crate::reconcile;
@@ -130,7 +131,8 @@ async fn serve_agents(
 ) -> Result<SocketAddr> {
     let (events, heard) = mpsc::channel(AGENT_EVENTS);
     let forward = reconcile::start(ctx, tasks, cancel).await?;
-    let (samples, _ingest) = samples::queue(SAMPLES);
+    let (samples, ingest) = samples::queue(SAMPLES);
+    tasks.spawn(features::telemetry::live::ingest(ctx.live.clone(), ingest, cancel.clone()));
     let server = ctx.link.start(LinkParts {
         config: LinkConfig::at(ctx.config.agents.listen),
         ca: ctx.ca.clone(),
@@ -196,6 +198,7 @@ pub(crate) async fn assemble(db: Db, config: Config, clock: SharedClock) -> Resu
         config: Arc::new(config),
         authz,
         link: Link::default(),
+        live: Live::default(),
         ca: Arc::new(ca),
     })
 }
@@ -208,6 +211,8 @@ fn rooms() -> OpenApiRouter<Ctx> {
         .merge(features::instances::router())
         .merge(features::nodes::router())
         .merge(features::specs::router())
+        .merge(features::telemetry::router())
+        .merge(features::terminal::router())
         .merge(features::users::router())
 }
 

@@ -14,6 +14,7 @@ pub mod policy;
 pub mod resource;
 pub mod session;
 mod throttle;
+pub mod watch;
 
 use std::marker::PhantomData;
 

@@ -6,6 +6,8 @@ pub mod instances;
 pub mod nodes;
 pub mod specs;
 pub mod system;
+pub mod telemetry;
+pub mod terminal;
 pub mod users;
 
 use std::sync::Arc;
@@ -20,6 +22,8 @@ use crate::core::db::Db;
 use crate::core::event::Events;
 use crate::core::seal::Seal;
 use crate::link::Link;
+
+use telemetry::live::Live;
 
 /// What a room may reach. There is no lock in it: state behind a lock belongs to its task.
 #[derive(Clone, Debug)]
@@ -38,6 +42,8 @@ pub struct Ctx {
     pub authz: Authz,
     /// Nodes and instances.
     pub link: Link,
+    /// The last figures of every instance.
+    pub live: Live,
     /// Who signs the agents' certificates.
     pub ca: Arc<Ca>,
 }

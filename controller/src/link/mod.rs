@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod directory;
+mod problem;
 pub mod samples;
 mod stream;
 

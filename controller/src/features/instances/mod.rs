@@ -15,6 +15,7 @@ pub mod fleet;
 pub mod lifecycle;
 #[cfg(test)]
 mod lifecycle_tests;
+mod logs;
 pub mod model;
 mod placements;
 mod routes;
@@ -41,5 +42,6 @@ pub fn router() -> OpenApiRouter<Ctx> {
         .routes(routes!(routes::stop))
         .routes(routes!(routes::restart))
         .routes(routes!(routes::events))
+        .routes(routes!(routes::logs))
         .routes(routes!(routes::placements))
 }

@@ -3,16 +3,19 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::actions::{self, Verb};
+use super::logs::{self, LogQuery};
 use super::model::{CreateInstance, DELETE_MANY_MAX, PatchInstance};
 use super::placements::{self, PlacementQuery};
 use super::view::{self, EventView, InstanceQuery, InstanceView};
 use crate::authz::policy::{
-    InstancesCreate, InstancesDelete, InstancesRead, InstancesWrite, PlacementsRead,
+    InstancesCreate, InstancesDelete, InstancesLogs, InstancesRead, InstancesWrite, PlacementsRead,
 };
 use crate::authz::resource::{InstanceRef, Resource};
 use crate::authz::{Anything, Grant};
@@ -186,6 +189,18 @@ pub(super) async fn events(
     Query(query): Query<PageQuery>,
 ) -> Result<Json<Page<EventView>>> {
     view::history(&ctx.db, grant.resource().id, &query).await.map(Json)
+}
+
+/// Returns an instance's output, as it was written; with `follow` it goes on.
+#[utoipa::path(get, path = "/instances/{id}/logs", tag = "instances", params(("id" = Uuid, Path), LogQuery),
+    responses((status = 200, body = String, content_type = "text/plain"), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody), (status = 503, body = ProblemBody)))]
+pub(super) async fn logs(
+    State(ctx): State<Ctx>,
+    grant: Grant<InstanceRef, InstancesLogs>,
+    Query(query): Query<LogQuery>,
+) -> Result<Response> {
+    let body = logs::open(&ctx, grant, &query).await?;
+    Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
 }
 
 /// Says where a request would go, and why not elsewhere.
