@@ -21,12 +21,15 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::admin;
-use crate::authz::Authz;
+use crate::authz::{Authz, session};
 use crate::config::Config;
 use crate::core::ca::{self, Lifetimes};
 use crate::core::db::Db;
+use crate::core::error::Chain;
 use crate::core::event::Events;
 use crate::core::http::{BODY_LIMIT, TrustedProxies, frame_request, no_such_method, no_such_path};
+use crate::core::idempotency;
+use crate::core::job::Jobs;
 use crate::core::seal::Seal;
 use crate::core::tls::{self, TlsListener};
 use crate::features::telemetry::live::Live;
@@ -34,6 +37,8 @@ use crate::features::{self, Clock, Ctx};
 use crate::link::{Link, LinkConfig, LinkParts, samples};
 use crate::reconcile;
 
+/// Seven minutes after every full hour, when nothing else is due.
+const HOURLY: &str = "0 7 * * * *";
 /// How long open requests may take to end once the process was asked to.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -74,7 +79,9 @@ pub async fn start(config: Config, clock: SharedClock) -> Result<Running> {
     make_data_dir(&config.data_dir)?;
     let ctx = open(config, clock).await?;
     let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let agents = serve_agents(&ctx, &cancel, &tasks).await?;
+    let jobs = Jobs::start().await?;
+    let agents = serve_agents(&ctx, &jobs, &cancel, &tasks).await?;
+    forget_old_rows(&ctx, &jobs).await?;
 
     let listener = TcpListener::bind(ctx.config.http.listen)
         .await
@@ -97,6 +104,11 @@ pub async fn start(config: Config, clock: SharedClock) -> Result<Running> {
         }
     }
     tasks.spawn(admin::listen(ctx.clone(), cancel.clone())?);
+    let ending = cancel.clone();
+    tasks.spawn(async move {
+        ending.cancelled().await;
+        jobs.stop().await;
+    });
     tracing::info!("console and API on {http}, agents on udp {agents}");
     Ok(Running { http, agents, ctx, cancel, tasks })
 }
@@ -126,11 +138,12 @@ impl Running {
 /// Listens for agents. What they report goes to the nodes' rows first, then to the loop.
 async fn serve_agents(
     ctx: &Ctx,
+    jobs: &Jobs,
     cancel: &CancellationToken,
     tasks: &TaskTracker,
 ) -> Result<SocketAddr> {
     let (events, heard) = mpsc::channel(AGENT_EVENTS);
-    let forward = reconcile::start(ctx, tasks, cancel).await?;
+    let forward = reconcile::start(ctx, jobs, tasks, cancel).await?;
     let (samples, ingest) = samples::queue(SAMPLES);
     tasks.spawn(features::telemetry::live::ingest(ctx.live.clone(), ingest, cancel.clone()));
     let server = ctx.link.start(LinkParts {
@@ -149,6 +162,24 @@ async fn serve_agents(
         server.stop().await;
     });
     Ok(address)
+}
+
+/// Once an hour, forgets sessions that have ended and keys of requests that nobody repeats any more.
+async fn forget_old_rows(ctx: &Ctx, jobs: &Jobs) -> Result<()> {
+    let ctx = ctx.clone();
+    let work = move || {
+        let ctx = ctx.clone();
+        async move {
+            let (now, rules) = (ctx.clock.now(), ctx.authz.sessions);
+            let sessions = session::forget_ended(&ctx.db, rules, now).await;
+            let keys = idempotency::forget_old(&ctx.db, now).await;
+            match sessions.and_then(|sessions| Ok(sessions + keys?)) {
+                Ok(forgotten) => tracing::debug!("{forgotten} old rows forgotten"),
+                Err(error) => tracing::warn!(error = %Chain(&error), "old rows stay for now"),
+            }
+        }
+    };
+    Ok(jobs.add("forget-old-rows", HOURLY, work).await?)
 }
 
 async fn serve_api<L>(listener: L, router: Router, stop: impl Future<Output = ()> + Send + 'static)

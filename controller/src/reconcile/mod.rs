@@ -61,11 +61,11 @@ const HEALTH_CHECK: &str = "*/30 * * * * *";
 /// [`JobError`] when the timer cannot be set up.
 pub async fn start(
     ctx: &Ctx,
+    jobs: &Jobs,
     tasks: &TaskTracker,
     cancel: &CancellationToken,
 ) -> Result<mpsc::Sender<AgentEvent>, JobError> {
     let (reconciler, wake) = Reconciler::new(ctx, ctx.link.clone());
-    let jobs = Jobs::start().await?;
     let ticks = wake.clone();
     let tick = move || {
         let ticks = ticks.clone();
@@ -78,11 +78,6 @@ pub async fn start(
         while let Some(event) = heard.recv().await {
             wake.send(Input::Agent(event)).await;
         }
-    });
-    let ending = cancel.clone();
-    tasks.spawn(async move {
-        ending.cancelled().await;
-        jobs.stop().await;
     });
     Ok(events)
 }
