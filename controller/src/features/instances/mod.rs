@@ -12,6 +12,8 @@ pub mod actions;
 mod catalogue;
 pub mod change;
 pub mod fleet;
+#[cfg(test)]
+mod http_tests;
 pub mod lifecycle;
 #[cfg(test)]
 mod lifecycle_tests;
