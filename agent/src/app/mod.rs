@@ -19,19 +19,19 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::docker::walls::Iptables;
 use crate::docker::{DockerHandle, NetworkSpec};
+use crate::doctor;
 use crate::enroll::IdentityStore;
 use crate::gpu::collector::NvmlConfig;
 use crate::gpu::hami::HamiInjector;
 use crate::gpu::simulate::Simulation;
 use crate::gpu::{GpuProbe, start_probe};
+use crate::inventory;
 use crate::link::{self, LinkParts};
 use crate::reconcile::ledger::Ledger;
 use crate::reconcile::{self, Reconciler};
 use crate::streams::Streams;
 use crate::telemetry::sample::INTERVAL;
 use crate::telemetry::{SampleQueue, Sampler};
-use crate::doctor;
-use crate::inventory;
 
 /// How long parts may take to end once the process was asked to.
 const DRAIN: Duration = Duration::from_secs(10);
