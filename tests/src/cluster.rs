@@ -110,8 +110,18 @@ impl Cluster {
 
     /// Joins an agent by a fresh token, starts it, and waits until its Docker engine answers.
     pub async fn add_agent(&self, admin: &Client, options: AgentOptions) -> Agent {
+        self.add_agent_through(&self.agents, admin, options).await
+    }
+
+    /// The same for an agent that reaches the controller through `address`, such as a relay's.
+    pub async fn add_agent_through(
+        &self,
+        address: &str,
+        admin: &Client,
+        options: AgentOptions,
+    ) -> Agent {
         let token = admin.post("/join-tokens", &json!({ "ttl_seconds": 600, "max_uses": 1 })).await;
-        let agent = self.join(&text(&token, "token"), options);
+        let agent = Self::join_through(address, &text(&token, "token"), options);
         let mut agent = agent.unwrap_or_else(|output| {
             panic!("join failed: {}", String::from_utf8_lossy(&output.stderr))
         });
@@ -126,6 +136,10 @@ impl Cluster {
     ///
     /// When the agent was not let in.
     pub fn join(&self, token: &str, options: AgentOptions) -> Result<Agent, Output> {
+        Self::join_through(&self.agents, token, options)
+    }
+
+    fn join_through(address: &str, token: &str, options: AgentOptions) -> Result<Agent, Output> {
         let folder = tempfile::Builder::new().prefix("tianqi-agent-").tempdir();
         let mut agent = Agent {
             folder: folder.expect("data folder"),
@@ -134,7 +148,7 @@ impl Cluster {
             node_id: String::new(),
         };
         let mut command = agent.command();
-        command.args(["join", "--controller", &self.agents, "--token", token]);
+        command.args(["join", "--controller", address, "--token", token]);
         let output = command.stdin(Stdio::null()).output().expect("the agent's program runs");
         if !output.status.success() {
             return Err(output);
@@ -215,6 +229,12 @@ impl Agent {
     pub fn kill_and_restart(&mut self) {
         self.process().kill();
         self.start();
+    }
+
+    /// Returns what it has written since its first start, running or not.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("agent.log")).unwrap_or_default()
     }
 
     /// Makes a second agent with the same identity, as a copied disk would be; not started.

@@ -36,12 +36,18 @@ impl Deadline {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 
+    /// Whether it is over.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        Instant::now() >= self.end
+    }
+
     /// Looks whether it is over, for callers that pause in their own way.
     ///
     /// # Panics
     ///
     /// When it is, with `what` still being the case.
     pub fn check(&self, what: &str) {
-        assert!(Instant::now() < self.end, "after {:?}: {what}", self.span);
+        assert!(!self.is_over(), "after {:?}: {what}", self.span);
     }
 }

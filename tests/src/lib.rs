@@ -4,10 +4,15 @@ pub mod binaries;
 pub mod client;
 pub mod cluster;
 pub mod deadline;
+pub mod disk;
 pub mod dockerd;
 pub mod images;
+pub mod model;
+pub mod observation;
 pub mod process;
 pub mod raw;
+pub mod relay;
+pub mod transition;
 pub mod wire;
 
 /// Chooses the one crypto provider of this process; every test that makes TLS or an HTTP client

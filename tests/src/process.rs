@@ -56,6 +56,16 @@ impl Process {
             .is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
     }
 
+    /// Sends it a signal, such as `-STOP`, as the program `kill` takes it.
+    ///
+    /// # Panics
+    ///
+    /// When it does not run.
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").arg(signal).arg(self.pid().to_string()).status();
+        assert!(status.is_ok_and(|status| status.success()), "{signal} was not sent");
+    }
+
     /// Ends it with `SIGKILL`.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {

@@ -1,12 +1,12 @@
 //! What goes wrong on real machines: copied disks, full disks, old backups, talkative programs.
 
 use std::fs;
-use std::process::Command;
 use std::time::Duration;
 
 use tianqi_tests::client::{Client, PATIENCE};
 use tianqi_tests::cluster::{Agent, AgentOptions, Cluster};
 use tianqi_tests::deadline::Deadline;
+use tianqi_tests::disk::SmallDisk;
 use tianqi_tests::dockerd::Dockerd;
 use tianqi_tests::images;
 
@@ -107,48 +107,6 @@ async fn a_program_that_never_stops_talking_fills_no_disk() {
     let files = fs::read_dir(logs).unwrap().flatten();
     let size: u64 = files.map(|file| file.metadata().map_or(0, |data| data.len())).sum();
     assert!(size > 0 && size < 200 * 1024 * 1024, "{size} bytes of log");
-}
-
-/// A filesystem of 4 MiB in place of an agent's data folder, with its files in it.
-struct SmallDisk {
-    path: std::path::PathBuf,
-}
-
-impl SmallDisk {
-    fn under(agent: &mut Agent) -> Self {
-        agent.process().stop();
-        let path = agent.data_dir();
-        let script = r#"
-            set -e
-            cp -a "$1" "$1.kept"
-            mount -t tmpfs -o size=4m,mode=700 tianqi-test "$1"
-            cp -a "$1.kept/." "$1"
-        "#;
-        run(Command::new("sh").args(["-c", script, "small-disk"]).arg(&path));
-        agent.start();
-        Self { path }
-    }
-
-    fn fill(&self) {
-        // Ends with "no space left", which is the point.
-        let script = r#"dd if=/dev/zero of="$1/filler" bs=4k 2>/dev/null; test -s "$1/filler""#;
-        run(Command::new("sh").args(["-c", script, "fill"]).arg(&self.path));
-    }
-
-    fn free(&self) {
-        fs::remove_file(self.path.join("filler")).unwrap();
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
-    }
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {output:?}");
 }
 
 async fn login_again(cluster: &Cluster) -> Client {
