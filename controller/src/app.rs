@@ -145,7 +145,7 @@ async fn serve_agents(
     let (events, heard) = mpsc::channel(AGENT_EVENTS);
     let forward = reconcile::start(ctx, jobs, tasks, cancel).await?;
     let (samples, ingest) = samples::queue(SAMPLES);
-    tasks.spawn(features::telemetry::live::ingest(ctx.live.clone(), ingest, cancel.clone()));
+    tasks.spawn(features::telemetry::live::ingest(ctx.clone(), ingest, cancel.clone()));
     let server = ctx.link.start(LinkParts {
         config: LinkConfig::at(ctx.config.agents.listen),
         ca: ctx.ca.clone(),

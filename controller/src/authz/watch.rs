@@ -7,20 +7,31 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::resource::{InstanceRef, Resource};
 use super::{Authz, Grant, Permission};
-use crate::core::db::args;
-use crate::core::error::Result;
+use crate::core::db::{args, row};
+use crate::core::error::{Problem, Result};
 use crate::core::event::Event;
 
 /// How often a grant is looked at again although nothing was heard: sessions end by the clock too.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
-/// Returns when `grant` no longer stands: the session ended, the account lost the right, or the
-/// instance is gone. `heard` must have listened since before the grant was used.
+/// What is asked of the instance besides that it exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing.
+    Existence,
+    /// That it should run: who stops it ends what is open in it.
+    Running,
+}
+
+/// Waits until `grant` no longer stands and returns why: the session ended, the account lost the
+/// right, or the instance is not what it `needs` to be. `heard` must have listened since before the
+/// grant was used.
 pub async fn ended<P: Permission>(
     authz: &Authz,
     grant: &Grant<InstanceRef, P>,
+    needs: Needs,
     heard: &mut Receiver<Event>,
-) {
+) -> Problem {
     let mut look_again = tokio::time::interval(LOOK_AGAIN);
     loop {
         tokio::select! {
@@ -32,26 +43,38 @@ pub async fn ended<P: Permission>(
                     | Event::Catalogue,
                 ) => continue,
                 Err(RecvError::Lagged(_)) => {}
-                Err(RecvError::Closed) => return,
+                Err(RecvError::Closed) => {
+                    return Problem::unavailable("ending", "the controller is ending");
+                }
             },
             _ = look_again.tick() => {}
         }
         // A database that does not answer ends nothing: the next look decides.
-        if let Err(problem) = stands(authz, grant).await
+        if let Err(problem) = stands(authz, grant, needs).await
             && problem.status.is_client_error()
         {
-            return;
+            return problem;
         }
     }
 }
 
-async fn stands<P: Permission>(authz: &Authz, grant: &Grant<InstanceRef, P>) -> Result<()> {
-    const SQL: &str = "select count(*) from instances where id = $1 and owner_id = $2 \
+row! {
+    struct DesiredRow { desired: String }
+}
+
+async fn stands<P: Permission>(
+    authz: &Authz,
+    grant: &Grant<InstanceRef, P>,
+    needs: Needs,
+) -> Result<()> {
+    const SQL: &str = "select desired from instances where id = $1 and owner_id = $2 \
          and desired <> 'deleted' and deleted_at is null";
     grant.recheck(authz).await?;
     let instance = grant.resource();
-    if authz.db.number(SQL, args![instance.id, instance.owner]).await? == 0 {
-        return Err(InstanceRef::missing());
+    let row: Option<DesiredRow> = authz.db.first(SQL, args![instance.id, instance.owner]).await?;
+    let row = row.ok_or_else(InstanceRef::missing)?;
+    if needs == Needs::Running && row.desired != "running" {
+        return Err(Problem::conflict("stopped", "the instance was stopped; start it first"));
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ pub mod page;
 pub mod patch;
 pub mod seal;
 pub mod secret;
+pub mod slots;
 pub mod text;
 pub mod timestamp;
 pub mod tls;

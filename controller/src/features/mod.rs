@@ -42,7 +42,7 @@ pub struct Ctx {
     pub authz: Authz,
     /// Nodes and instances.
     pub link: Link,
-    /// The last figures of every instance.
+    /// What nodes and instances use now.
     pub live: Live,
     /// Who signs the agents' certificates.
     pub ca: Arc<Ca>,

@@ -38,7 +38,7 @@ async fn an_instance_is_made_seen_steered_and_deleted_over_http() {
             assert_eq!((hidden.code(), hidden.problem()), (404, "no_such_instance"), "{end}");
         }
         for (end, code) in
-            [("/logs", "not_placed"), ("/stats", "no_figures"), ("/terminal", "not_a_websocket")]
+            [("/logs", "not_placed"), ("/stats", "not_placed"), ("/terminal", "not_a_websocket")]
         {
             let answer = api.call(&user, "GET", &format!("{path}{end}"), None).await;
             assert_eq!(answer.problem(), code);

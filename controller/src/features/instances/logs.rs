@@ -1,30 +1,43 @@
 //! An instance's output as a stream of bytes.
 
+use std::convert::Infallible;
+use std::time::Duration;
+
 use axum::body::{Body, Bytes};
 use serde::Deserialize;
 use tianqi_common::wire::stream::{LogFrame, Logs, StreamOpen};
+use tokio::sync::broadcast::Receiver;
 use tokio::sync::mpsc;
 use utoipa::IntoParams;
 
-use crate::authz::policy::InstancesLogs;
-use crate::authz::resource::InstanceRef;
-use crate::authz::{Grant, watch};
+use super::store;
+use crate::authz::policy::{InstancesLogs, Permission as _};
+use crate::authz::resource::{InstanceRef, Resource as _};
+use crate::authz::watch::{self, Needs};
+use crate::authz::{Authz, Grant};
+use crate::core::audit::{self, Entry, Outcome};
 use crate::core::error::{Problem, Result};
+use crate::core::event::Event;
+use crate::core::slots::Slots;
 use crate::features::Ctx;
-use crate::link::WorkReader;
+use crate::link::{WorkReader, WorkStream};
 
 /// Lines from the end when the caller does not say.
-const TAIL: u32 = 200;
+const TAIL: u32 = 100;
 /// Most lines from the end.
 const TAIL_MAX: u32 = 10_000;
 /// Pieces that wait for a slow reader; when full, the agent waits, and Docker with it.
 const QUEUE: usize = 16;
+/// Outputs that a session may read at once.
+pub(super) const PER_SESSION: usize = 16;
+/// How long the last line may take.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Which output is wanted.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct LogQuery {
-    /// Lines from the end, 0 to 10 000; 200 when left out.
+    /// Lines from the end, 0 to 10 000; 100 when left out.
     tail: Option<u32>,
     /// Whether to go on with what comes.
     follow: Option<bool>,
@@ -32,54 +45,105 @@ pub(super) struct LogQuery {
     timestamps: Option<bool>,
 }
 
-/// Opens the output of an instance. Output and error come in one stream, as they were written.
+/// Opens the output of an instance. Output and error come in one stream, as they were written; what
+/// ends it before its end is said in a last line that begins with `[tianqi]`.
 pub(super) async fn open(
     ctx: &Ctx,
     grant: Grant<InstanceRef, InstancesLogs>,
     query: &LogQuery,
+    slots: &Slots,
 ) -> Result<Body> {
     let tail = query.tail.unwrap_or(TAIL);
     if tail > TAIL_MAX {
         let detail = format!("tail is at most {TAIL_MAX}, not {tail}");
         return Err(Problem::invalid("bad_tail", detail));
     }
+    let slot = slots.take(grant.actor().session).ok_or_else(|| {
+        let detail = format!("this session reads {PER_SESSION} outputs already; end one");
+        Problem::too_many("too_many_streams", detail)
+    })?;
     let heard = ctx.events.listen();
-    let open = StreamOpen::Logs(Logs {
-        instance: grant.resource().id,
-        tail,
-        follow: query.follow.unwrap_or(false),
-        timestamps: query.timestamps.unwrap_or(false),
-    });
-    let stream = ctx.link.open(&grant, open).await?;
+    let follow = query.follow.unwrap_or(false);
+    let timestamps = query.timestamps.unwrap_or(false);
+    let logs = Logs { instance: grant.resource().id, tail, follow, timestamps };
+    if grant.resource().node.is_none() {
+        return Err(not_placed(ctx, &grant).await?);
+    }
+    let stream = ctx.link.open(&grant, StreamOpen::Logs(logs)).await?;
+    record(ctx, &grant, tail, follow).await?;
     let (pieces, body) = mpsc::channel(QUEUE);
-    let authz = ctx.authz.clone();
+    let carry = carry(ctx.authz.clone(), grant, heard, stream, pieces);
     tokio::spawn(async move {
-        // Keeps the agent's side open until the end.
-        let _writer = stream.writer;
-        let mut heard = heard;
-        tokio::select! {
-            () = pump(stream.reader, &pieces) => {}
-            () = watch::ended(&authz, &grant, &mut heard) => {}
-            () = pieces.closed() => {}
-        }
+        carry.await;
+        drop(slot);
     });
-    let stream = futures_util::stream::unfold(body, |mut body| async move {
-        body.recv().await.map(|piece| (piece, body))
+    let pieces = futures_util::stream::unfold(body, |mut body| async move {
+        body.recv().await.map(|piece| (Ok::<_, Infallible>(piece), body))
     });
-    Ok(Body::from_stream(stream))
+    Ok(Body::from_stream(pieces))
 }
 
-async fn pump(mut reader: WorkReader, pieces: &mpsc::Sender<std::io::Result<Bytes>>) {
+async fn not_placed(ctx: &Ctx, grant: &Grant<InstanceRef, InstancesLogs>) -> Result<Problem> {
+    let instance = store::get(&ctx.db, grant.resource().id).await?;
+    let instance = instance.ok_or_else(InstanceRef::missing)?;
+    let (phase, why) = (instance.state.phase.as_str(), instance.why.text);
+    let because = if why.is_empty() { String::new() } else { format!(": {why}") };
+    let detail = format!("there is no output: the instance is {phase}, on no node{because}");
+    Ok(Problem::conflict("not_placed", detail))
+}
+
+async fn record(
+    ctx: &Ctx,
+    grant: &Grant<InstanceRef, InstancesLogs>,
+    tail: u32,
+    follow: bool,
+) -> Result<()> {
+    let doer = grant.actor().doer();
+    let entry = Entry {
+        doer: &doer,
+        action: InstancesLogs::NAME,
+        target_kind: "instance",
+        target_id: grant.resource().id.to_string(),
+        outcome: Outcome::Done,
+        detail: serde_json::json!({ "tail": tail, "follow": follow }),
+    };
+    Ok(audit::record_alone(&ctx.db, ctx.clock.now(), &entry).await?)
+}
+
+/// Carries output until it ends, the reader goes, or the right to it ends.
+async fn carry(
+    authz: Authz,
+    grant: Grant<InstanceRef, InstancesLogs>,
+    mut heard: Receiver<Event>,
+    stream: WorkStream,
+    pieces: mpsc::Sender<Bytes>,
+) {
+    // Keeps the agent's side open until the end.
+    let _writer = stream.writer;
+    let why = tokio::select! {
+        why = pump(stream.reader, &pieces) => why,
+        problem = watch::ended(&authz, &grant, Needs::Existence, &mut heard) => Some(problem.detail),
+        () = pieces.closed() => None,
+    };
+    if let Some(why) = why {
+        let line = format!("\n[tianqi] {why}\n");
+        // A reader that does not read is not waited for.
+        let _ = tokio::time::timeout(GOODBYE, pieces.send(line.into())).await;
+    }
+}
+
+/// Returns why the output broke off, if it did.
+async fn pump(mut reader: WorkReader, pieces: &mpsc::Sender<Bytes>) -> Option<String> {
     loop {
-        let piece = match reader.next::<LogFrame>().await {
-            Ok(Some(LogFrame::Stdout(bytes) | LogFrame::Stderr(bytes))) => Ok(bytes),
-            Ok(Some(LogFrame::End) | None) => return,
-            Ok(Some(LogFrame::Failed { message })) => Err(std::io::Error::other(message)),
-            Err(error) => Err(std::io::Error::other(error.to_string())),
+        let bytes = match reader.next::<LogFrame>().await {
+            Ok(Some(LogFrame::Stdout(bytes) | LogFrame::Stderr(bytes))) => bytes,
+            Ok(Some(LogFrame::End)) => return None,
+            Ok(Some(LogFrame::Failed { message })) => return Some(message),
+            Ok(None) => return Some("the connection to the node ended".to_owned()),
+            Err(error) => return Some(error.to_string()),
         };
-        let is_last = piece.is_err();
-        if pieces.send(piece).await.is_err() || is_last {
-            return;
+        if pieces.send(bytes).await.is_err() {
+            return None;
         }
     }
 }

@@ -32,6 +32,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Ctx;
+use crate::core::slots::Slots;
 
 /// The paths of this room.
 #[must_use]
@@ -46,4 +47,5 @@ pub fn router() -> OpenApiRouter<Ctx> {
         .routes(routes!(routes::events))
         .routes(routes!(routes::logs))
         .routes(routes!(routes::placements))
+        .layer(axum::Extension(Slots::new(logs::PER_SESSION)))
 }

@@ -1,10 +1,10 @@
 //! Instances over HTTP.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -23,6 +23,7 @@ use crate::core::error::{Problem, ProblemBody, Result};
 use crate::core::http::{Body, Query};
 use crate::core::idempotency::{self, Keyed};
 use crate::core::page::{Page, PageQuery};
+use crate::core::slots::Slots;
 use crate::features::Ctx;
 use tianqi_common::id::InstanceId;
 
@@ -193,13 +194,14 @@ pub(super) async fn events(
 
 /// Returns an instance's output, as it was written; with `follow` it goes on.
 #[utoipa::path(get, path = "/instances/{id}/logs", tag = "instances", params(("id" = Uuid, Path), LogQuery),
-    responses((status = 200, body = String, content_type = "text/plain"), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody), (status = 503, body = ProblemBody)))]
+    responses((status = 200, body = String, content_type = "text/plain"), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 pub(super) async fn logs(
     State(ctx): State<Ctx>,
     grant: Grant<InstanceRef, InstancesLogs>,
     Query(query): Query<LogQuery>,
+    Extension(slots): Extension<Slots>,
 ) -> Result<Response> {
-    let body = logs::open(&ctx, grant, &query).await?;
+    let body = logs::open(&ctx, grant, &query, &slots).await?;
     Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
 }
 

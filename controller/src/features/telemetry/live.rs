@@ -1,97 +1,113 @@
-//! The last sample of each instance.
+//! The last sample of each node, and with it of each instance.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tianqi_common::clock::UnixMillis;
 use tianqi_common::id::{InstanceId, NodeId};
-use tianqi_common::wire::telemetry::{InstanceSample, SampleBatch};
+use tianqi_common::wire::telemetry::{InstanceSample, Sample, SampleBatch};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::store;
+use crate::core::error::Chain;
+use crate::core::event::Event;
+use crate::features::Ctx;
 use crate::link::samples::SampleReceiver;
 
-/// The last sample of one instance.
+/// What was read last.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Last {
-    /// When it was read, by the node's clock.
+pub struct Last<T> {
+    /// When the node read it, by its clock.
     pub at: UnixMillis,
+    /// When it arrived, by the controller's clock.
+    pub received_at: UnixMillis,
     /// What was read.
-    pub sample: InstanceSample,
+    pub sample: T,
 }
 
-/// Holds the last samples. Cheap to clone; what a node no longer reports is forgotten.
-#[derive(Clone, Debug, Default)]
-pub struct Live {
-    nodes: Arc<RwLock<BTreeMap<NodeId, BTreeMap<InstanceId, Last>>>>,
+impl<T> Last<T> {
+    /// Returns how long ago it arrived; the clocks of nodes play no part.
+    #[must_use]
+    pub fn age(&self, now: UnixMillis) -> Duration {
+        now.since(self.received_at)
+    }
 }
+
+type Samples = BTreeMap<NodeId, Last<Sample>>;
+
+/// Holds one sample for each node; the next one replaces it. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Live(watch::Sender<Samples>);
 
 impl Live {
-    /// Takes in what a node sent.
-    pub fn take(&self, node: NodeId, batch: &SampleBatch) {
-        let Some(newest) = batch.samples.last() else { return };
-        let at = newest.at;
-        let last = newest.instances.iter();
-        let last = last.map(|sample| (sample.id, Last { at, sample: sample.clone() }));
-        let last = last.collect();
-        self.nodes.write().unwrap_or_else(PoisonError::into_inner).insert(node, last);
+    /// Takes in what a node sent; the newest sample counts.
+    pub(super) fn take(&self, node: NodeId, batch: SampleBatch, now: UnixMillis) {
+        let Some(sample) = batch.samples.into_iter().last() else { return };
+        let last = Last { at: sample.at, received_at: now, sample };
+        self.0.send_modify(|samples| {
+            samples.insert(node, last);
+        });
     }
 
-    /// Returns the last sample of an instance that is on `node`.
+    /// Returns the last sample of a node.
     #[must_use]
-    pub fn last(&self, node: NodeId, instance: InstanceId) -> Option<Last> {
-        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
-        nodes.get(&node)?.get(&instance).cloned()
+    pub fn node(&self, node: NodeId) -> Option<Last<Sample>> {
+        self.0.borrow().get(&node).cloned()
+    }
+
+    /// Returns the last sample of an instance that is on `node`; nothing when it did not run then.
+    #[must_use]
+    pub fn instance(&self, node: NodeId, id: InstanceId) -> Option<Last<InstanceSample>> {
+        let samples = self.0.borrow();
+        let last = samples.get(&node)?;
+        let sample = last.sample.instances.iter().find(|sample| sample.id == id)?.clone();
+        Some(Last { at: last.at, received_at: last.received_at, sample })
+    }
+
+    /// Forgets every node that is not among `known`.
+    pub(super) fn keep(&self, known: &BTreeSet<NodeId>) {
+        self.0.send_modify(|samples| samples.retain(|node, _| known.contains(node)));
+    }
+
+    fn holds(&self, node: NodeId) -> bool {
+        self.0.borrow().contains_key(&node)
     }
 }
 
-/// Takes in samples until `cancel`.
-pub async fn ingest(live: Live, mut samples: SampleReceiver, cancel: CancellationToken) {
+/// Takes in samples as they come, and forgets nodes that are removed, until `cancel`.
+pub async fn ingest(ctx: Ctx, mut samples: SampleReceiver, cancel: CancellationToken) {
+    let mut events = ctx.events.listen();
     loop {
         tokio::select! {
             () = cancel.cancelled() => return,
-            (node, batch) = samples.recv() => live.take(node, &batch),
+            (node, batch) = samples.recv() => {
+                let is_new = !ctx.live.holds(node);
+                ctx.live.take(node, batch, ctx.clock.now());
+                // The last batch of a node may still wait in the queue when the node is removed.
+                if is_new {
+                    forget_removed(&ctx).await;
+                }
+            }
+            event = events.recv() => match event {
+                Ok(Event::Node(node)) if ctx.live.holds(node) => forget_removed(&ctx).await,
+                Err(RecvError::Lagged(_)) => forget_removed(&ctx).await,
+                Ok(
+                    Event::Node(_) | Event::Instance(_) | Event::Drain(_) | Event::Catalogue
+                    | Event::Revoked(_),
+                ) => {}
+                Err(RecvError::Closed) => return,
+            }
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use tianqi_common::wire::telemetry::{NodeSample, Sample};
-
-    use super::*;
-
-    fn batch(at: i64, ids: &[InstanceId]) -> SampleBatch {
-        let instances = ids.iter().map(|id| InstanceSample {
-            id: *id,
-            cpu_millicores: 250,
-            memory_used_bytes: 1,
-            memory_limit_bytes: 2,
-            network_rx_bytes: 3,
-            network_tx_bytes: 4,
-            block_read_bytes: 5,
-            block_write_bytes: 6,
-            pids: 7,
-            gpu_memory_used_bytes: None,
-        });
-        let sample = Sample {
-            at: UnixMillis(at),
-            node: NodeSample::default(),
-            gpus: Vec::new(),
-            instances: instances.collect(),
-        };
-        SampleBatch { dropped: 0, samples: vec![sample] }
-    }
-
-    #[test]
-    fn the_newest_sample_counts_and_an_instance_that_stopped_has_none() {
-        let (live, node) = (Live::default(), NodeId::new());
-        let (stays, goes) = (InstanceId::new(), InstanceId::new());
-
-        live.take(node, &batch(1, &[stays, goes]));
-        live.take(node, &batch(2, &[stays]));
-
-        assert_eq!(live.last(node, stays).map(|last| last.at), Some(UnixMillis(2)));
-        assert_eq!(live.last(node, goes), None);
-        assert_eq!(live.last(NodeId::new(), stays), None, "another node spoke for it");
+async fn forget_removed(ctx: &Ctx) {
+    match store::nodes(&ctx.db).await {
+        Ok(known) => ctx.live.keep(&known),
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "samples of removed nodes are kept for now");
+        }
     }
 }

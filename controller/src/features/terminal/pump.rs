@@ -1,168 +1,209 @@
 //! Carries bytes between a browser and an instance. No parsing, no lock, no SQL per keystroke.
+//!
+//! Three things go on side by side in one task: what is typed goes to the agent, what the program
+//! writes goes into a queue, and one writer empties the queue into the WebSocket. Input that a
+//! program does not read therefore never holds up its output. When the queue is full the agent
+//! waits, and the program with it.
 
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::extract::ws::{Message, WebSocket};
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt as _, StreamExt as _};
-use serde_json::json;
-use tianqi_common::wire::stream::{Command, Exec, ExecFrame, PtySize, Shell, StreamOpen};
+use axum::extract::ws::{CloseFrame, Message, close_code};
+use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
+use tianqi_common::wire::stream::ExecFrame;
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
-use super::frame::{self, ToBrowser};
-use crate::authz::policy::{InstancesExec, Permission as _};
-use crate::authz::resource::InstanceRef;
-use crate::authz::{Grant, watch};
-use crate::core::audit::{self, Entry, Outcome};
+use super::frame::{self, Heard, Shown, ToBrowser};
 use crate::core::error::Problem;
-use crate::features::Ctx;
 use crate::link::{WorkReader, WorkStream, WorkWriter};
 
 /// How often the browser is pinged.
-const PING: Duration = Duration::from_secs(30);
+pub(super) const PING: Duration = Duration::from_secs(20);
 /// A browser that says nothing for so long, not even to a ping, is gone.
-const SILENCE: Duration = Duration::from_secs(90);
-/// How long saying the last word may take.
-const GOODBYE: Duration = Duration::from_secs(2);
+pub(super) const SILENCE: Duration = Duration::from_secs(60);
+/// How long the last word and the end of the connection may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// Pieces of output that wait for the browser; when full, the agent waits.
+const QUEUE: usize = 16;
 
-/// Opens the program and carries bytes until one side ends.
-pub(super) async fn run(
-    ctx: Ctx,
-    grant: Grant<InstanceRef, InstancesExec>,
-    socket: WebSocket,
-    shell: Shell,
-    size: PtySize,
-) {
-    let mut heard = ctx.events.listen();
-    let (mut sink, source) = socket.split();
-    let open = StreamOpen::Exec(Exec {
-        instance: grant.resource().id,
-        command: Command::Shell(shell),
-        pty: Some(size),
-        env: vec![("TERM".to_owned(), "xterm-256color".to_owned())],
-    });
-    let stream = match ctx.link.open(&grant, open).await {
-        Ok(stream) => stream,
-        Err(error) => {
-            let problem = Problem::from(error);
-            say_last(&mut sink, ToBrowser::error(problem.code, problem.detail)).await;
-            return;
-        }
+/// How a terminal came to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The program ended or broke; this was said of it.
+    Program(ToBrowser),
+    /// The browser went away.
+    BrowserLeft,
+    /// The browser was silent for too long.
+    BrowserSilent,
+    /// The controller ends it, for this reason.
+    Refused(ToBrowser),
+}
+
+/// What was carried.
+#[derive(Debug)]
+pub(super) struct Carried {
+    /// Bytes from the browser.
+    pub bytes_in: u64,
+    /// Bytes to the browser.
+    pub bytes_out: u64,
+    /// How it ended.
+    pub end: End,
+}
+
+#[derive(Default)]
+struct Counts {
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+}
+
+/// Carries bytes until one side ends or `right` says why the right to it has.
+pub(super) async fn carry<S, K, E>(
+    mut source: S,
+    mut sink: K,
+    work: WorkStream,
+    right: impl Future<Output = Problem>,
+) -> Carried
+where
+    S: Stream<Item = Result<Message, E>> + Unpin,
+    K: Sink<Message> + Unpin,
+{
+    let (queue, queued) = mpsc::channel(QUEUE);
+    let counts = Counts::default();
+    // A new queue has room.
+    let _ = queue.try_send(Shown::Word(ToBrowser::Opened));
+    let end = tokio::select! {
+        end = input(&mut source, work.writer, queue.clone(), &counts) => end,
+        never = output(work.reader, queue) => match never {},
+        end = write(&mut sink, queued, &counts) => end,
+        problem = right => End::Refused(problem.into()),
     };
-    let began = ctx.clock.monotonic();
-    if record(&ctx, &grant, json!({ "shell": shell, "cols": size.cols, "rows": size.rows }))
-        .await
-        .is_err()
+    // Both halves of the stream are dropped here, which ends the program.
+    let goodbye = say_goodbye(&mut source, &mut sink, &end);
+    let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+    Carried {
+        bytes_in: counts.bytes_in.load(Ordering::Relaxed),
+        bytes_out: counts.bytes_out.load(Ordering::Relaxed),
+        end,
+    }
+}
+
+/// From the browser to the program.
+async fn input<S, E>(
+    source: &mut S,
+    mut writer: WorkWriter,
+    queue: mpsc::Sender<Shown>,
+    counts: &Counts,
+) -> End
+where
+    S: Stream<Item = Result<Message, E>> + Unpin,
+{
+    let mut takes_input = true;
+    loop {
+        let message = match tokio::time::timeout(SILENCE, source.next()).await {
+            Ok(Some(Ok(message))) => message,
+            Ok(Some(Err(_)) | None) => return End::BrowserLeft,
+            Err(_) => return End::BrowserSilent,
+        };
+        match frame::from_browser(message) {
+            Heard::Pass(frame) if takes_input => {
+                if let ExecFrame::Stdin(bytes) = &frame {
+                    counts.bytes_in.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                }
+                // A program that has ended takes no more; how it ended comes with its output.
+                takes_input = writer.send(&frame).await.is_ok();
+            }
+            Heard::Pass(_) | Heard::Nothing => {}
+            Heard::Answer(answer) => {
+                // Left out when the queue is full: then output shows that somebody is there.
+                let _ = queue.try_send(Shown::Word(answer));
+            }
+            Heard::Leaves => return End::BrowserLeft,
+            Heard::Refuse(error) => return End::Refused(error),
+        }
+    }
+}
+
+/// From the program into the queue. Ends with the task: the writer says the last word.
+async fn output(mut reader: WorkReader, queue: mpsc::Sender<Shown>) -> std::convert::Infallible {
+    loop {
+        let shown = match reader.next::<ExecFrame>().await {
+            Ok(Some(frame)) => frame::from_agent(frame),
+            Ok(None) => {
+                let message = "the connection to the program ended without an exit code";
+                Shown::Last(ToBrowser::error("node_lost", message))
+            }
+            Err(error) => Shown::Last(Problem::from(error).into()),
+        };
+        let is_last = matches!(shown, Shown::Last(_));
+        if queue.send(shown).await.is_err() || is_last {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// From the queue to the browser, with a ping now and then.
+async fn write<K>(sink: &mut K, mut queue: mpsc::Receiver<Shown>, counts: &Counts) -> End
+where
+    K: Sink<Message> + Unpin,
+{
+    let mut pings = tokio::time::interval(PING);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let shown = tokio::select! {
+            shown = queue.recv() => shown,
+            _ = pings.tick() => {
+                if sink.send(Message::Ping(Vec::new().into())).await.is_err() {
+                    return End::BrowserLeft;
+                }
+                continue;
+            }
+        };
+        let message = match shown {
+            Some(Shown::Bytes(bytes)) => {
+                counts.bytes_out.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                Message::Binary(bytes)
+            }
+            Some(Shown::Word(word)) => Message::Text(word.text().into()),
+            Some(Shown::Last(last)) => {
+                let is_sent = sink.flush().await.is_ok();
+                return if is_sent { End::Program(last) } else { End::BrowserLeft };
+            }
+            // Those who fill the queue end no sooner than this.
+            None => return std::future::pending().await,
+        };
+        // Pieces that wait already are sent together.
+        let is_sent =
+            if queue.is_empty() { sink.send(message).await } else { sink.feed(message).await };
+        if is_sent.is_err() {
+            return End::BrowserLeft;
+        }
+    }
+}
+
+/// Says why it ended, and waits for the browser's goodbye: a connection that is cut with unread
+/// input loses what was said last.
+async fn say_goodbye<S, K, E>(source: &mut S, sink: &mut K, end: &End)
+where
+    S: Stream<Item = Result<Message, E>> + Unpin,
+    K: Sink<Message> + Unpin,
+{
+    let (last, code) = match end {
+        End::Program(last @ ToBrowser::Exit { .. }) => (Some(last), close_code::NORMAL),
+        End::Program(last) => (Some(last), close_code::ERROR),
+        End::Refused(last) => (Some(last), close_code::POLICY),
+        End::BrowserLeft | End::BrowserSilent => (None, close_code::NORMAL),
+    };
+    if let Some(last) = last
+        && sink.send(Message::Text(last.text().into())).await.is_err()
     {
-        let message = "the terminal could not be written to the audit trail";
-        say_last(&mut sink, ToBrowser::error("internal", message)).await;
         return;
     }
-    let WorkStream { reader, writer } = stream;
-    let last = tokio::select! {
-        last = input(source, writer) => last,
-        last = output(&mut sink, reader) => last,
-        () = watch::ended(&ctx.authz, &grant, &mut heard) => {
-            Some(ToBrowser::error("revoked", "the right to this terminal has ended"))
-        }
-    };
-    if let Some(last) = last {
-        say_last(&mut sink, last).await;
+    let close = CloseFrame { code, reason: "".into() };
+    if sink.send(Message::Close(Some(close))).await.is_err() || *end == End::BrowserLeft {
+        return;
     }
-    let seconds = ctx.clock.monotonic().saturating_sub(began).as_secs();
-    // A failure is logged by the map from errors to answers; the terminal is over all the same.
-    let _ = record(&ctx, &grant, json!({ "ended_after_s": seconds })).await;
-}
-
-async fn record(
-    ctx: &Ctx,
-    grant: &Grant<InstanceRef, InstancesExec>,
-    detail: serde_json::Value,
-) -> Result<(), Problem> {
-    let doer = grant.actor().doer();
-    let entry = Entry {
-        doer: &doer,
-        action: InstancesExec::NAME,
-        target_kind: "instance",
-        target_id: grant.resource().id.to_string(),
-        outcome: Outcome::Done,
-        detail,
-    };
-    audit::record_alone(&ctx.db, ctx.clock.now(), &entry).await.map_err(Problem::from)
-}
-
-/// From the browser to the program. Returns the last word to the browser, if it can still hear one.
-async fn input(mut source: SplitStream<WebSocket>, mut writer: WorkWriter) -> Option<ToBrowser> {
-    loop {
-        let Ok(message) = tokio::time::timeout(SILENCE, source.next()).await else {
-            return Some(ToBrowser::error("silent", "nothing was heard of the browser"));
-        };
-        let frame = match message {
-            Some(Ok(Message::Binary(bytes))) => ExecFrame::Stdin(bytes),
-            Some(Ok(Message::Text(text))) => match frame::read(&text) {
-                Some(size) => ExecFrame::Resize(size),
-                None => return Some(ToBrowser::error("bad_frame", "this text is not understood")),
-            },
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
-            Some(Ok(Message::Close(_))) | None => return None,
-            Some(Err(_)) => return Some(ToBrowser::error("bad_frame", "a frame is too large")),
-        };
-        if let Err(error) = writer.send(&frame).await {
-            let problem = Problem::from(error);
-            return Some(ToBrowser::error(problem.code, problem.detail));
-        }
-    }
-}
-
-/// From the program to the browser. Returns the last word.
-async fn output(
-    sink: &mut SplitSink<WebSocket, Message>,
-    mut reader: WorkReader,
-) -> Option<ToBrowser> {
-    let mut pings = tokio::time::interval(PING);
-    loop {
-        let next = {
-            // A read that was begun is never dropped: it may hold half a frame.
-            let next = reader.next::<ExecFrame>();
-            tokio::pin!(next);
-            loop {
-                tokio::select! {
-                    frame = &mut next => break frame,
-                    _ = pings.tick() => sink.send(Message::Ping(Vec::new().into())).await.ok()?,
-                }
-            }
-        };
-        match next {
-            Ok(Some(ExecFrame::Stdout(bytes) | ExecFrame::Stderr(bytes))) => {
-                sink.send(Message::Binary(bytes)).await.ok()?;
-            }
-            Ok(Some(ExecFrame::Exit { code })) => return Some(ToBrowser::Exit { code }),
-            Ok(Some(ExecFrame::Failed { message })) => {
-                return Some(ToBrowser::error("broken", message));
-            }
-            Ok(Some(
-                ExecFrame::Stdin(_)
-                | ExecFrame::StdinEnd
-                | ExecFrame::Resize(_)
-                | ExecFrame::Signal(_),
-            )) => {
-                return Some(ToBrowser::error("broken", "the agent sent what only it may receive"));
-            }
-            Ok(None) => {
-                return Some(ToBrowser::error("broken", "the stream ended without an exit"));
-            }
-            Err(error) => {
-                let problem = Problem::from(error);
-                return Some(ToBrowser::error(problem.code, problem.detail));
-            }
-        }
-    }
-}
-
-async fn say_last(sink: &mut SplitSink<WebSocket, Message>, last: ToBrowser) {
-    let saying = async {
-        // A browser that is gone hears nothing.
-        let _ = sink.send(Message::Text(last.text().into())).await;
-        let _ = sink.close().await;
-    };
-    let _ = tokio::time::timeout(GOODBYE, saying).await;
+    let mut source = pin!(source);
+    while let Some(Ok(_)) = source.next().await {}
 }

@@ -1,20 +1,26 @@
 //! The terminal over HTTP: an upgrade to a WebSocket.
 
+use axum::Extension;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{State, WebSocketUpgrade};
 use axum::response::Response;
 use serde::Deserialize;
-use tianqi_common::wire::frame::CHUNK;
 use tianqi_common::wire::stream::{PtySize, Shell};
 use utoipa::IntoParams;
 
-use super::{frame, pump};
+use super::actions::{self, Terminal};
+use super::frame;
 use crate::authz::Grant;
 use crate::authz::policy::InstancesExec;
 use crate::authz::resource::InstanceRef;
 use crate::core::error::{Problem, ProblemBody, Result};
 use crate::core::http::Query;
+use crate::core::slots::Slots;
 use crate::features::Ctx;
+
+/// What the protocol itself lets through; over it, the connection is cut. Frames that are over their
+/// own limits, but not over this, get a clear error.
+const MESSAGE_MAX: usize = 2 * frame::BINARY_MAX;
 
 /// Which terminal is wanted.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
@@ -23,9 +29,9 @@ pub(super) struct TerminalQuery {
     /// `bash` (the default) or `sh`; what the image lacks is replaced by what it has.
     shell: Option<String>,
     /// Columns, 1 to 10 000; 80 when left out.
-    cols: Option<u16>,
+    cols: Option<u32>,
     /// Rows, 1 to 10 000; 24 when left out.
-    rows: Option<u16>,
+    rows: Option<u32>,
 }
 
 impl TerminalQuery {
@@ -35,7 +41,9 @@ impl TerminalQuery {
             Some("sh") => Shell::Sh,
             Some(_) => return Err(Problem::invalid("bad_shell", "a shell is bash or sh")),
         };
-        let size = frame::size(self.cols.unwrap_or(80), self.rows.unwrap_or(24));
+        let number = |wanted: Option<u32>, usual| u16::try_from(wanted.unwrap_or(usual)).ok();
+        let size = number(self.cols, 80).zip(number(self.rows, 24));
+        let size = size.and_then(|(cols, rows)| frame::size(cols, rows));
         let size = size
             .ok_or_else(|| Problem::invalid("bad_size", "columns and rows are 1 to 10 000 each"))?;
         Ok((shell, size))
@@ -44,16 +52,22 @@ impl TerminalQuery {
 
 /// Opens a terminal in an instance.
 #[utoipa::path(get, path = "/instances/{id}/terminal", tag = "instances", params(("id" = uuid::Uuid, Path), TerminalQuery),
-    responses((status = 101, description = "A WebSocket; binary frames are bytes, text frames are JSON."), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody), (status = 422, body = ProblemBody)))]
+    responses((status = 101, description = "A WebSocket; binary frames are bytes, text frames are JSON."), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody), (status = 422, body = ProblemBody), (status = 429, body = ProblemBody)))]
 pub(super) async fn open(
     State(ctx): State<Ctx>,
     grant: Grant<InstanceRef, InstancesExec>,
     Query(query): Query<TerminalQuery>,
+    Extension(slots): Extension<Slots>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response> {
     let (shell, size) = query.check()?;
     let upgrade = upgrade
         .map_err(|_| Problem::bad_request("not_a_websocket", "open this path as a WebSocket"))?;
-    let upgrade = upgrade.max_message_size(CHUNK).max_frame_size(CHUNK);
-    Ok(upgrade.on_upgrade(move |socket| pump::run(ctx, grant, socket, shell, size)))
+    let slot = slots.take(grant.actor().session).ok_or_else(|| {
+        let detail = "this session has as many terminals open as it may; close one";
+        Problem::too_many("too_many_terminals", detail)
+    })?;
+    let upgrade = upgrade.max_message_size(MESSAGE_MAX).max_frame_size(MESSAGE_MAX);
+    let terminal = Terminal { grant, shell, size, slot };
+    Ok(upgrade.on_upgrade(move |socket| actions::run(ctx, terminal, socket)))
 }
