@@ -9,6 +9,7 @@ pub mod dockerd;
 pub mod images;
 pub mod model;
 pub mod observation;
+pub mod node;
 pub mod process;
 pub mod raw;
 pub mod relay;
