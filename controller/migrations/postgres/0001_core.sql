@@ -103,7 +103,6 @@ create table nodes (
     cpu_millicores bigint not null,
     memory_mib bigint not null,
     disk_gib bigint not null,
-    desired_generation bigint not null,
     observed_epoch bigint not null,
     observed_generation bigint not null,
     created_at bigint not null,

@@ -103,7 +103,6 @@ create table nodes (
     cpu_millicores integer not null,
     memory_mib integer not null,
     disk_gib integer not null,
-    desired_generation integer not null,
     observed_epoch integer not null,
     observed_generation integer not null,
     created_at integer not null,

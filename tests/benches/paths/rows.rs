@@ -16,10 +16,10 @@ pub async fn nodes(db: &mut SqliteConnection, count: u32) {
     const NODES: &str = "insert into nodes (id, name, region, public_ip, private_ip, ssh_port, \
          ssh_user, remark, listed, cordoned, docker_status, docker_reason, agent_program, \
          boot_started_at, online, offline_reason, clock_skew_ms, cpu_millicores, memory_mib, \
-         disk_gib, desired_generation, observed_epoch, observed_generation, created_at, updated_at) \
+         disk_gib, observed_epoch, observed_generation, created_at, updated_at) \
          with recursive n(i) as (select 1 union all select i + 1 from n where i < COUNT) \
          select randomblob(16), 'bench-' || i, '', '', '', 22, 'root', '', 1, 0, 'connected', '', \
-         '', 0, 1, '', 0, 128000, 1048576, 8000, 0, 0, 0, 0, 0 from n";
+         '', 0, 1, '', 0, 128000, 1048576, 8000, 0, 0, 0, 0 from n";
     const CARDS: &str = "insert into node_gpus (uuid, node_id, card_index, model, \
          memory_total_mib, memory_reserved_mib, pci_bus_id, simulated, present, sick, mig_enabled, \
          mode, max_shares, updated_at) \

@@ -53,9 +53,9 @@ impl World {
         const NODE: &str = "insert into nodes (id, name, region, public_ip, private_ip, ssh_port, \
              ssh_user, remark, listed, cordoned, docker_status, docker_reason, agent_program, \
              boot_started_at, online, offline_reason, clock_skew_ms, cpu_millicores, memory_mib, \
-             disk_gib, desired_generation, observed_epoch, observed_generation, created_at, \
+             disk_gib, observed_epoch, observed_generation, created_at, \
              updated_at) values ($1, $2, '', '', '', 22, 'root', '', $3, $4, 'connected', '', '', \
-             0, $3, '', 0, $5, $6, 1000, 0, 0, 0, 0, 0)";
+             0, $3, '', 0, $5, $6, 1000, 0, 0, 0, 0)";
         const GPU: &str = "insert into node_gpus (uuid, node_id, card_index, model, \
              memory_total_mib, memory_reserved_mib, pci_bus_id, simulated, present, sick, \
              mig_enabled, mode, max_shares, updated_at) \

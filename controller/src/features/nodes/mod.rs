@@ -10,7 +10,7 @@
 //! [`crate::core::event::Event::Drain`] asks the room that owns them. Should the controller end in
 //! that moment, the node is cordoned and the drain can be asked for again.
 //!
-//! Owns `nodes` (but `desired_generation`), `node_gpus`, `node_joins`, `agent_certificates` and
+//! Owns `nodes`, `node_gpus`, `node_joins`, `agent_certificates` and
 //! `join_tokens`.
 
 pub mod actions;

@@ -183,9 +183,9 @@ pub(in crate::features::nodes) async fn insert_node(
     const SQL: &str = "insert into nodes (id, name, region, public_ip, private_ip, ssh_port, \
          ssh_user, remark, listed, cordoned, docker_status, docker_reason, agent_program, \
          boot_started_at, online, offline_reason, clock_skew_ms, cpu_millicores, memory_mib, \
-         disk_gib, desired_generation, observed_epoch, observed_generation, created_at, updated_at) \
+         disk_gib, observed_epoch, observed_generation, created_at, updated_at) \
          values ($1, $2, '', $3, $4, 22, '', '', $5, $6, 'unknown', $7, '', 0, $6, $7, $8, \
-         0, 0, 0, 0, 0, 0, $9, $9)";
+         0, 0, 0, 0, 0, $9, $9)";
     let args = args![
         node.id,
         node.name,
