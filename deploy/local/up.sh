@@ -168,7 +168,8 @@ make_instance() {
     if [ -z "$instance" ]; then
         image_id=$(known images image)
         [ -n "$image_id" ] || image_id=$(create images image \
-            "{\"name\":\"busybox\",\"address\":\"$image\",\"description\":\"made by make run\"}")
+            "{\"name\":\"busybox\",\"address\":\"$image\",\"supports_slicing\":true,
+            \"description\":\"made by make run; without glibc, so a slice is not enforced\"}")
         spec_id=$(known specs spec)
         [ -n "$spec_id" ] || spec_id=$(create specs spec "{\"name\":\"small-$gpus-gpu\",\"gpu_count\":$gpus,
             \"cpu_cores\":0.5,\"memory_mib\":128,\"system_disk_gib\":0,\"data_disk_gib\":1,

@@ -40,8 +40,10 @@ impl SmallDisk {
     ///
     /// When nothing could be written at all.
     pub fn fill(&self) {
-        // Ends with "no space left", which is the point.
-        let script = r#"dd if=/dev/zero of="$1/filler" bs=4k 2>/dev/null; test -e "$1/filler""#;
+        // Ends with "no space left", which is the point; the count keeps it from filling more than
+        // that disk should it not be mounted.
+        let script =
+            r#"dd if=/dev/zero of="$1/filler" bs=4k count=20000 2>/dev/null; test -e "$1/filler""#;
         run(Command::new("sh").args(["-c", script, "fill"]).arg(&self.path));
     }
 
