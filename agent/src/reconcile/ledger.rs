@@ -31,6 +31,14 @@ pub struct Book {
     pub records: BTreeMap<InstanceId, Record>,
 }
 
+impl Book {
+    /// Returns the generation that was carried out last, by instance.
+    #[must_use]
+    pub fn acted(&self) -> BTreeMap<InstanceId, u64> {
+        self.records.iter().map(|(id, record)| (*id, record.acted)).collect()
+    }
+}
+
 /// What was done about one instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {

@@ -63,6 +63,8 @@ pub struct Reconciler {
     book: Book,
     /// Why the book is not on disk; empty when it is.
     unwritten: String,
+    /// The generations carried out, as they are on disk.
+    acted_on_disk: BTreeMap<InstanceId, u64>,
     is_dirty: bool,
     /// The engine that was looked at last.
     engine: Option<Arc<dyn Docker>>,
@@ -102,6 +104,7 @@ impl Reconciler {
             permits: Arc::new(Semaphore::new(settings.steps_at_once.max(1))),
             settings,
             ledger: Arc::new(ledger.ledger),
+            acted_on_disk: ledger.book.acted(),
             book: ledger.book,
             unwritten: String::new(),
             is_dirty: false,

@@ -276,6 +276,7 @@ impl Reconciler {
         };
         if problem.is_empty() {
             self.is_dirty = false;
+            self.acted_on_disk = self.book.acted();
         } else if problem != self.unwritten {
             tracing::error!(error = problem, "the ledger is not on disk; nothing new is made");
         }
@@ -292,6 +293,7 @@ impl Reconciler {
             removed: &self.removed,
             image_missing: &self.image_missing,
             no_creates: &self.unwritten,
+            acted_on_disk: &self.acted_on_disk,
             network: LimitState { kind: LimitKind::Network, enforced: reason.is_empty(), reason },
         })
     }

@@ -6,7 +6,7 @@ use tianqi_common::id::InstanceId;
 use tianqi_common::wire::desired::{InstanceDesired, Run as Wanted};
 use tianqi_common::wire::observed::{
     ContainerState, DockerState, DockerStatus, InstanceObserved, LimitKind, LimitState,
-    NodeObserved,
+    NodeObserved, Removed,
 };
 
 use super::ledger::{Book, Ended, Record};
@@ -19,10 +19,12 @@ pub(super) struct Seen<'a> {
     pub(super) docker: DockerState,
     pub(super) containers: &'a [Container],
     pub(super) steps: &'a BTreeMap<InstanceId, ContainerAction>,
-    pub(super) removed: &'a BTreeMap<InstanceId, tianqi_common::wire::observed::Removed>,
+    pub(super) removed: &'a BTreeMap<InstanceId, Removed>,
     pub(super) image_missing: &'a BTreeSet<InstanceId>,
-    /// Why nothing new is made; empty when it is.
+    /// Why the book is not on disk, so that nothing new is made; empty when it is.
     pub(super) no_creates: &'a str,
+    /// The generations carried out, as they are on disk.
+    pub(super) acted_on_disk: &'a BTreeMap<InstanceId, u64>,
     pub(super) network: LimitState,
 }
 
@@ -31,12 +33,17 @@ pub(super) fn report(seen: &Seen<'_>) -> NodeObserved {
     let Some(desired) = &seen.book.desired else {
         return NodeObserved { docker: seen.docker.clone(), ..NodeObserved::default() };
     };
-    let is_buried = |id: &InstanceId| desired.tombstones.contains(id);
+    // A tombstone that is not on disk would be forgotten with this process: the next one would make
+    // the instance again, and the controller, told that it is gone, would never say so again.
+    let is_told = |done: &Removed| {
+        let is_on_disk = seen.no_creates.is_empty();
+        desired.tombstones.contains(&done.id) && (is_on_disk || !done.leftovers.is_empty())
+    };
     NodeObserved {
         revision: desired.revision,
         docker: seen.docker.clone(),
         instances: desired.instances.iter().map(|instance| seen.instance(instance)).collect(),
-        removed: seen.removed.values().filter(|done| is_buried(&done.id)).cloned().collect(),
+        removed: seen.removed.values().filter(|done| is_told(done)).cloned().collect(),
         orphans: sweep::orphans(seen.containers, desired),
     }
 }
@@ -48,7 +55,7 @@ impl Seen<'_> {
         let container = keeper(self.containers, instance.id);
         InstanceObserved {
             id: instance.id,
-            generation: record.acted,
+            generation: self.generation(instance, record),
             state: if self.docker.status == DockerStatus::Connected {
                 self.state(instance, record, container)
             } else {
@@ -60,6 +67,16 @@ impl Seen<'_> {
             limits: container.map(|c| self.limits(record, c)).unwrap_or_default(),
             gpus: container.map(|c| c.gpus.clone()).unwrap_or_default(),
         }
+    }
+
+    /// Returns the generation that was carried out. A stop that is not on disk does not count: the
+    /// ledger still says that the instance should run, and its capacity must not go to others.
+    fn generation(&self, instance: &InstanceDesired, record: &Record) -> u64 {
+        if instance.run == Wanted::Stopped && !self.no_creates.is_empty() {
+            let on_disk = self.acted_on_disk.get(&instance.id).copied();
+            return on_disk.unwrap_or_default().min(record.acted);
+        }
+        record.acted
     }
 
     fn limits(&self, record: &Record, container: &Container) -> Vec<LimitState> {

@@ -217,6 +217,40 @@ async fn nothing_is_made_while_the_ledger_cannot_be_written() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_ledger_on_disk_contradicts_is_done_but_not_told() {
+    let mut world = World::start();
+    let (mut stopped, deleted) = (instance(), instance());
+    world.want(1, &[&stopped, &deleted], &[]);
+    let run = |seen: &NodeObserved| {
+        seen.instances.iter().filter(|i| i.state == ContainerState::Running).count() == 2
+    };
+    world.until("both run", run).await;
+    let in_the_way = world.folder.path().join("ledger.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    (stopped.run, stopped.generation) = (Run::Stopped, 2);
+
+    world.want(2, &[&stopped], &[deleted.id]);
+
+    let is_done = |seen: &NodeObserved| {
+        matches!(seen.instances[0].state, ContainerState::Exited { .. })
+            && seen.revision.generation == 2
+    };
+    world.until("stopped", is_done).await;
+    while world.docker.all().len() > 1 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let seen = world.observed.borrow().clone();
+    assert_eq!((seen.instances[0].generation, seen.removed.len()), (1, 0), "{seen:#?}");
+    std::fs::remove_dir(&in_the_way).unwrap();
+
+    let is_told = |seen: &NodeObserved| {
+        seen.instances[0].generation == 2 && seen.removed.iter().any(|r| r.leftovers.is_empty())
+    };
+    world.until("told", is_told).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn tombstone_tries_volumes_when_the_container_stays_and_tells_what_is_left() {
     let mut world = World::start();
     let wanted = instance();
