@@ -139,6 +139,17 @@ impl Model {
         self.asked.insert(id, asked);
     }
 
+    /// Returns the id of an instance that exists.
+    ///
+    /// # Panics
+    ///
+    /// When none has this name.
+    #[must_use]
+    pub fn id_of(&self, name: &str) -> String {
+        let found = self.asked.iter().find(|(_, asked)| asked.name == name);
+        found.unwrap_or_else(|| panic!("no instance {name}")).0.clone()
+    }
+
     /// Notes what is wanted of an instance from here on.
     pub fn wants(&mut self, id: &str, want: Want) {
         if let Some(asked) = self.asked.get_mut(id) {
@@ -237,6 +248,7 @@ mod tests {
 
     fn seen(phase: &str, desired: &str) -> InstanceSeen {
         InstanceSeen {
+            name: String::new(),
             phase: phase.to_owned(),
             desired: desired.to_owned(),
             reason_code: String::new(),

@@ -16,6 +16,8 @@ use crate::dockerd::Dockerd;
 /// An instance as the API shows it.
 #[derive(Clone, Debug)]
 pub struct InstanceSeen {
+    /// Its name.
+    pub name: String,
     /// Its phase.
     pub phase: String,
     /// What should be.
@@ -266,6 +268,7 @@ async fn instances(admin: &Client) -> BTreeMap<String, InstanceSeen> {
         .iter()
         .map(|item| {
             let seen = InstanceSeen {
+                name: text(item, "name"),
                 phase: text(item, "phase"),
                 desired: text(item, "desired"),
                 reason_code: text(item, "reason_code"),

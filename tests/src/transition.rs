@@ -13,7 +13,7 @@ const MOST: usize = 10;
 /// Longer than an agent may be silent before its node counts as lost.
 const LONG_SILENCE: Duration = Duration::from_secs(22);
 
-/// One thing that happens.
+/// One thing that happens. Instances go by their names, which are the same in every run of a seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transition {
     /// Somebody asks for an instance.
@@ -32,10 +32,12 @@ pub enum Transition {
     RemoveContainer(String),
     /// The process of a container is killed behind our back.
     KillContainer(String),
-    /// The controller is killed this long after creates were sent, and started again.
+    /// The controller is killed this long after requests were sent, and started again.
     KillController {
         /// Creates on the way.
         creates: Vec<(Size, Policy)>,
+        /// A delete on the way.
+        delete: Option<String>,
         /// Between their sending and the kill.
         after: Duration,
     },
@@ -93,16 +95,17 @@ impl Dice {
     pub fn draw(&mut self, model: &Model, fault: Option<Fault>) -> Transition {
         match fault {
             Some(_) if self.rng.random_bool(0.3) => Transition::Mend,
-            Some(_) if self.rng.random_bool(0.1) => self.draw_controller_kill(),
+            Some(_) if self.rng.random_bool(0.1) => self.draw_controller_kill(model),
+            Some(_) if self.rng.random_bool(0.1) => Transition::KillAgent,
             Some(fault) => self.draw_ask(model, fault != Fault::EngineDown),
-            None if self.rng.random_bool(0.3) => self.draw_fault(),
+            None if self.rng.random_bool(0.3) => self.draw_fault(model),
             None => self.draw_ask(model, true),
         }
     }
 
-    fn draw_fault(&mut self) -> Transition {
+    fn draw_fault(&mut self, model: &Model) -> Transition {
         match self.rng.random_range(0..16) {
-            0..4 => self.draw_controller_kill(),
+            0..4 => self.draw_controller_kill(model),
             4..8 => Transition::KillAgent,
             8..10 => Transition::KillEngine,
             10..12 => Transition::Cut,
@@ -112,33 +115,35 @@ impl Dice {
         }
     }
 
-    fn draw_controller_kill(&mut self) -> Transition {
+    fn draw_controller_kill(&mut self, model: &Model) -> Transition {
         let creates = (0..self.rng.random_range(0..3)).map(|_| self.draw_kind()).collect();
+        let is_deleting = !model.asked.is_empty() && self.rng.random_bool(0.5);
+        let delete = is_deleting.then(|| self.pick(model));
         let after = Duration::from_millis(self.rng.random_range(0..60));
-        Transition::KillController { creates, after }
+        Transition::KillController { creates, delete, after }
     }
 
     fn draw_ask(&mut self, model: &Model, engine_answers: bool) -> Transition {
         let count = model.asked.len();
-        if count < 2 || (count < MOST && self.rng.random_bool(0.35)) {
+        if count < 2 || (count < MOST && self.rng.random_bool(0.45)) {
             let (size, policy) = self.draw_kind();
             return Transition::Create(size, policy);
         }
-        let id = self.pick(model);
-        let wants = model.asked[&id].want;
+        let name = self.pick(model);
+        let is_wanted = model.asked.values().any(|it| it.name == name && it.want == Want::Running);
         match self.rng.random_range(0..20) {
-            0..5 => Transition::Delete(id),
-            5 => {
-                let mut ids = vec![id, self.pick(model), self.pick(model)];
-                ids.sort();
-                ids.dedup();
-                Transition::DeleteMany(ids)
+            0..6 => Transition::Delete(name),
+            6 => {
+                let mut names = vec![name, self.pick(model), self.pick(model)];
+                names.sort();
+                names.dedup();
+                Transition::DeleteMany(names)
             }
-            6..9 => Transition::Restart(id),
-            9..11 if engine_answers => Transition::RemoveContainer(id),
-            11..13 if engine_answers => Transition::KillContainer(id),
-            _ if wants == Want::Running => Transition::Stop(id),
-            _ => Transition::Start(id),
+            7..10 => Transition::Restart(name),
+            10..12 if engine_answers => Transition::RemoveContainer(name),
+            12..14 if engine_answers => Transition::KillContainer(name),
+            _ if is_wanted => Transition::Stop(name),
+            _ => Transition::Start(name),
         }
     }
 
@@ -148,12 +153,10 @@ impl Dice {
         (size, policy)
     }
 
-    /// Picks by age, because ids differ from run to run.
     fn pick(&mut self, model: &Model) -> String {
-        let at = self.rng.random_range(0..model.asked.len());
-        let mut ids: Vec<_> = model.asked.iter().map(|(id, asked)| (&asked.name, id)).collect();
-        ids.sort();
-        ids[at].1.clone()
+        let mut names: Vec<&String> = model.asked.values().map(|asked| &asked.name).collect();
+        names.sort();
+        names[self.rng.random_range(0..names.len())].clone()
     }
 }
 
@@ -184,7 +187,10 @@ mod tests {
         let is_bearable = |it: &Transition| {
             matches!(
                 it,
-                Transition::Mend | Transition::Create(..) | Transition::KillController { .. }
+                Transition::Mend
+                    | Transition::Create(..)
+                    | Transition::KillController { .. }
+                    | Transition::KillAgent
             )
         };
         assert!(course.iter().all(is_bearable), "{course:?}");

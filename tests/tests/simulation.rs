@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use tianqi_tests::disk::SmallDisk;
 use tianqi_tests::dockerd::Dockerd;
 use tianqi_tests::images;
 use tianqi_tests::model::{Broken, Model, Policy, Size, Want};
-use tianqi_tests::observation::{Observation, Places, containers};
+use tianqi_tests::observation::{Observation, Places, Remain, containers};
 use tianqi_tests::relay::Relay;
 use tianqi_tests::transition::{Dice, Fault, Transition};
 
@@ -43,6 +43,8 @@ struct World {
     fault: Option<Fault>,
     created: u32,
     deleted: u32,
+    /// Most regions of slices that were mounted at once.
+    regions: usize,
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,9 +66,10 @@ async fn random_faults_lose_double_leave_and_overcommit_nothing() {
     let restless = world.end().await;
 
     println!(
-        "simulation: seed {seed} steps {steps} creates {} deletes {} {}",
+        "simulation: seed {seed} steps {steps} creates {} deletes {} (regions at once: {}) {}",
         world.created,
         world.deleted,
+        world.regions,
         world.broken.summary()
     );
     let lines: Vec<String> = world.broken.lines().chain(&restless).cloned().collect();
@@ -96,7 +99,7 @@ impl World {
             specs.insert(size, id);
         }
         let (model, broken) = (Model::default(), Broken::default());
-        let (fault, created, deleted) = (None, 0, 0);
+        let (fault, created, deleted, regions) = (None, 0, 0, 0);
         Self {
             admin,
             disk,
@@ -111,6 +114,7 @@ impl World {
             fault,
             created,
             deleted,
+            regions,
         }
     }
 
@@ -121,27 +125,29 @@ impl World {
                 let answer = ask.send().await;
                 self.take_created(&ask, answer);
             }
-            Transition::Start(id) => self.act(&id, "start", Want::Running).await,
-            Transition::Stop(id) => self.act(&id, "stop", Want::Stopped).await,
-            Transition::Restart(id) => self.act(&id, "restart", Want::Running).await,
-            Transition::Delete(id) => {
+            Transition::Start(name) => self.act(&name, "start", Want::Running).await,
+            Transition::Stop(name) => self.act(&name, "stop", Want::Stopped).await,
+            Transition::Restart(name) => self.act(&name, "restart", Want::Running).await,
+            Transition::Delete(name) => {
+                let id = self.model.id_of(&name);
                 self.admin.delete(&format!("/instances/{id}")).await;
                 self.deletes(&id);
             }
-            Transition::DeleteMany(ids) => {
+            Transition::DeleteMany(names) => {
+                let ids: Vec<String> = names.iter().map(|name| self.model.id_of(name)).collect();
                 let answer = self.admin.post("/instances/delete", &json!({ "ids": ids })).await;
                 for item in answer["items"].as_array().unwrap() {
                     assert_eq!(item["accepted"], true, "{answer}");
                 }
                 ids.iter().for_each(|id| self.deletes(id));
             }
-            Transition::RemoveContainer(id) => self.meddle(&id, &["rm", "--force"]),
-            Transition::KillContainer(id) => {
-                self.model.killed(&id);
-                self.meddle(&id, &["kill"]);
+            Transition::RemoveContainer(name) => self.meddle(&name, &["rm", "--force"]),
+            Transition::KillContainer(name) => {
+                self.model.killed(&self.model.id_of(&name));
+                self.meddle(&name, &["kill"]);
             }
-            Transition::KillController { creates, after } => {
-                self.kill_controller(&creates, after).await;
+            Transition::KillController { creates, delete, after } => {
+                self.kill_controller(&creates, delete, after).await;
             }
             Transition::KillAgent => self.agent.kill_and_restart(),
             Transition::KillEngine => self.begin(Fault::EngineDown),
@@ -171,10 +177,11 @@ impl World {
         self.model.created(text(&instance, "id"), ask.name.clone(), ask.policy);
     }
 
-    async fn act(&mut self, id: &str, verb: &str, want: Want) {
+    async fn act(&mut self, name: &str, verb: &str, want: Want) {
+        let id = self.model.id_of(name);
         let path = format!("/instances/{id}/{verb}");
         match self.admin.try_call(Method::POST, &path, Some(&json!({}))).await {
-            (status, _) if status.is_success() => self.model.wants(id, want),
+            (status, _) if status.is_success() => self.model.wants(&id, want),
             // It does not apply now, and says so.
             (StatusCode::CONFLICT, problem) => assert_eq!(problem["code"], "not_possible"),
             (status, problem) => panic!("{verb} answered {status}: {problem}"),
@@ -187,18 +194,28 @@ impl World {
     }
 
     /// Does something to an instance's container without telling the platform.
-    fn meddle(&self, id: &str, command: &[&str]) {
+    fn meddle(&self, name: &str, command: &[&str]) {
+        let id = self.model.id_of(name);
         for container in containers(&self.engine).iter().filter(|it| it.instance == id) {
             // It may end or go in the same moment by itself.
             let _ = self.engine.try_docker(&[command, &[&container.id]].concat());
         }
     }
 
-    /// Kills the controller while creates are on the way, and sends them again to the next one.
-    async fn kill_controller(&mut self, creates: &[(Size, Policy)], after: Duration) {
+    /// Kills the controller while requests are on the way, and sends those that were not answered
+    /// again to the next one.
+    async fn kill_controller(
+        &mut self,
+        creates: &[(Size, Policy)],
+        delete: Option<String>,
+        after: Duration,
+    ) {
         let asks: Vec<Create> =
             creates.iter().map(|(size, policy)| self.ask_to_create(*size, *policy)).collect();
         let sent: Vec<_> = asks.iter().map(|ask| tokio::spawn(ask.clone().send_owned())).collect();
+        let path = delete.as_ref().map(|name| format!("/instances/{}", self.model.id_of(name)));
+        let deleting = path.map(|path| self.admin.request(Method::DELETE, &path));
+        let deleting = deleting.map(|request| tokio::spawn(request.send()));
         tokio::time::sleep(after).await;
         self.cluster.kill_and_restart_controller();
         for (ask, sent) in asks.iter().zip(sent) {
@@ -208,6 +225,20 @@ impl World {
             }
             self.take_created(ask, answer);
         }
+        if let (Some(name), Some(deleting)) = (delete, deleting) {
+            let _ = deleting.await;
+            self.delete_again(&name).await;
+        }
+    }
+
+    /// Deletes what may be deleted already.
+    async fn delete_again(&mut self, name: &str) {
+        let id = self.model.id_of(name);
+        let path = format!("/instances/{id}");
+        let (status, answer) = self.admin.try_call(Method::DELETE, &path, None).await;
+        let is_done = status.is_success() || status == StatusCode::NOT_FOUND;
+        assert!(is_done, "delete answered {status}: {answer}");
+        self.deletes(&id);
     }
 
     fn begin(&mut self, fault: Fault) {
@@ -243,6 +274,8 @@ impl World {
 
     async fn observe(&mut self) -> Observation {
         let seen = self.look().await;
+        let is_region = |it: &&Remain| matches!(it, Remain::Region(_));
+        self.regions = self.regions.max(seen.remains.iter().filter(is_region).count());
         let before = self.broken.lines().count();
         self.model.check_always(&seen, &mut self.broken);
         if self.broken.lines().count() > before {
@@ -281,24 +314,24 @@ impl World {
                 break;
             }
             // Who waits has its turn when those that run are through.
-            for (id, instance) in &seen.instances {
-                if instance.phase == "running" {
-                    self.act(id, "stop", Want::Stopped).await;
-                }
+            for instance in seen.instances.values().filter(|it| it.phase == "running") {
+                self.act(&instance.name, "stop", Want::Stopped).await;
             }
         }
-        for id in self.model.asked.keys().cloned().collect::<Vec<_>>() {
-            self.perform(Transition::Delete(id)).await;
+        let left: Vec<String> = self.model.asked.values().map(|it| it.name.clone()).collect();
+        for name in left {
+            self.perform(Transition::Delete(name)).await;
         }
         self.rest().await.1
     }
 
     async fn rest(&mut self) -> (Observation, Vec<String>) {
-        let deadline = Deadline::after(REST);
+        let (deadline, began) = (Deadline::after(REST), Instant::now());
         loop {
             let seen = self.observe().await;
             let restless = self.model.unrest(&seen);
             if restless.is_empty() || deadline.is_over() {
+                println!("     at rest after {:?}", began.elapsed());
                 return (seen, restless);
             }
             tokio::time::sleep(Duration::from_millis(250)).await;
