@@ -13,6 +13,7 @@ pub mod observation;
 pub mod process;
 pub mod raw;
 pub mod relay;
+pub mod terminal;
 pub mod transition;
 pub mod wire;
 

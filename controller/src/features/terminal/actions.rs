@@ -1,6 +1,6 @@
 //! Opening a terminal, and what is written down of it.
 
-use axum::extract::ws::{Message, WebSocket};
+use axum::extract::ws::WebSocket;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use tianqi_common::wire::stream::{Command, Exec, PtySize, Shell, StreamOpen};
@@ -32,23 +32,20 @@ pub(super) struct Terminal {
 }
 
 /// Opens the program and carries bytes until one side ends.
-pub(super) async fn run(ctx: Ctx, terminal: Terminal, mut socket: WebSocket) {
+pub(super) async fn run(ctx: Ctx, terminal: Terminal, socket: WebSocket) {
     let mut heard = ctx.events.listen();
     let Terminal { grant, shell, size, slot } = terminal;
+    let (sink, source) = socket.split();
     // Ties the two rows of one terminal together.
     let id = Uuid::now_v7();
     let work = match open(&ctx, &grant, shell, size, id).await {
         Ok(work) => work,
         Err(problem) => {
-            let last = ToBrowser::from(problem).text();
-            // A browser that is gone hears nothing.
-            let _ = socket.send(Message::Text(last.into())).await;
-            let _ = socket.send(Message::Close(None)).await;
+            pump::refuse(source, sink, problem.into()).await;
             return;
         }
     };
     let began = ctx.clock.monotonic();
-    let (sink, source) = socket.split();
     let right = watch::ended(&ctx.authz, &grant, Needs::Running, &mut heard);
     let carried = pump::carry(source, sink, work, right).await;
     drop(slot);

@@ -5,7 +5,6 @@
 //! program does not read therefore never holds up its output. When the queue is full the agent
 //! waits, and the program with it.
 
-use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -80,13 +79,21 @@ where
         problem = right => End::Refused(problem.into()),
     };
     // Both halves of the stream are dropped here, which ends the program.
-    let goodbye = say_goodbye(&mut source, &mut sink, &end);
-    let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+    say_goodbye(&mut source, &mut sink, &end).await;
     Carried {
         bytes_in: counts.bytes_in.load(Ordering::Relaxed),
         bytes_out: counts.bytes_out.load(Ordering::Relaxed),
         end,
     }
+}
+
+/// Tells a browser why its terminal was not opened.
+pub(super) async fn refuse<S, K, E>(mut source: S, mut sink: K, error: ToBrowser)
+where
+    S: Stream<Item = Result<Message, E>> + Unpin,
+    K: Sink<Message> + Unpin,
+{
+    say_goodbye(&mut source, &mut sink, &End::Program(error)).await;
 }
 
 /// From the browser to the program.
@@ -183,8 +190,16 @@ where
 }
 
 /// Says why it ended, and waits for the browser's goodbye: a connection that is cut with unread
-/// input loses what was said last.
+/// input loses what was said last. A browser that is slow is cut off.
 async fn say_goodbye<S, K, E>(source: &mut S, sink: &mut K, end: &End)
+where
+    S: Stream<Item = Result<Message, E>> + Unpin,
+    K: Sink<Message> + Unpin,
+{
+    let _ = tokio::time::timeout(GOODBYE, part(source, sink, end)).await;
+}
+
+async fn part<S, K, E>(source: &mut S, sink: &mut K, end: &End)
 where
     S: Stream<Item = Result<Message, E>> + Unpin,
     K: Sink<Message> + Unpin,
@@ -204,6 +219,5 @@ where
     if sink.send(Message::Close(Some(close))).await.is_err() || *end == End::BrowserLeft {
         return;
     }
-    let mut source = pin!(source);
     while let Some(Ok(_)) = source.next().await {}
 }
