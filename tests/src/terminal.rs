@@ -116,7 +116,7 @@ impl Terminal {
                     let _ = self.socket.close(None).await;
                     return ended;
                 }
-                _ => {}
+                Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
             }
         }
         ended

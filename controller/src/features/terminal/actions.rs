@@ -1,5 +1,7 @@
 //! Opening a terminal, and what is written down of it.
 
+use std::time::Duration;
+
 use axum::extract::ws::WebSocket;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
@@ -50,9 +52,7 @@ pub(super) async fn run(ctx: Ctx, terminal: Terminal, socket: WebSocket) {
     let carried = pump::carry(source, sink, work, right).await;
     drop(slot);
     let duration = ctx.clock.monotonic().saturating_sub(began);
-    let mut detail = closing(&carried);
-    detail["terminal"] = json!(id);
-    detail["duration_ms"] = json!(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
+    let detail = closing(id, duration, &carried);
     // A failure is logged by the map from errors to answers; the terminal is over all the same.
     let _ = record(&ctx, &grant, Outcome::Done, detail).await;
 }
@@ -71,19 +71,19 @@ async fn open(
         env: Vec::new(),
     };
     let opened = ctx.link.open(grant, StreamOpen::Exec(exec)).await.map_err(Problem::from);
-    let outcome = if opened.is_ok() { Outcome::Done } else { Outcome::Failed };
-    let mut detail = json!({
-        "event": "opened", "terminal": id, "shell": shell, "cols": size.cols, "rows": size.rows,
+    let (outcome, event, code) = match &opened {
+        Ok(_) => (Outcome::Done, "opened", None),
+        Err(problem) => (Outcome::Failed, "refused", Some(problem.code)),
+    };
+    let detail = json!({
+        "event": event, "code": code, "terminal": id, "shell": shell,
+        "cols": size.cols, "rows": size.rows,
     });
-    if let Err(problem) = &opened {
-        detail["event"] = json!("refused");
-        detail["code"] = json!(problem.code);
-    }
     record(ctx, grant, outcome, detail).await?;
     opened
 }
 
-fn closing(carried: &Carried) -> Value {
+fn closing(id: Uuid, duration: Duration, carried: &Carried) -> Value {
     let (reason, exit_code) = match &carried.end {
         End::Program(ToBrowser::Exit { code }) => ("exit", Some(*code)),
         End::Program(ToBrowser::Error { code, .. })
@@ -94,6 +94,8 @@ fn closing(carried: &Carried) -> Value {
     };
     json!({
         "event": "closed",
+        "terminal": id,
+        "duration_ms": u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
         "reason": reason,
         "exit_code": exit_code,
         "bytes_in": carried.bytes_in,

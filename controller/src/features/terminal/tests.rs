@@ -208,10 +208,11 @@ async fn a_burst_arrives_whole_and_in_order_before_the_exit() {
     });
     let mut got = Vec::new();
     let told = loop {
-        match world.seen.recv().await.unwrap() {
-            Message::Binary(piece) => got.extend_from_slice(&piece),
-            Message::Ping(_) => {}
-            other => break other,
+        let message = world.seen.recv().await.unwrap();
+        if let Message::Binary(piece) = &message {
+            got.extend_from_slice(piece);
+        } else if !matches!(message, Message::Ping(_)) {
+            break message;
         }
     };
 
@@ -232,9 +233,9 @@ async fn keys_typed_after_the_program_ended_do_not_hide_its_exit() {
     }
 
     let told = loop {
-        match world.seen.recv().await.unwrap() {
-            Message::Ping(_) => {}
-            other => break other,
+        let message = world.seen.recv().await.unwrap();
+        if !matches!(message, Message::Ping(_)) {
+            break message;
         }
     };
 
@@ -248,11 +249,11 @@ async fn a_browser_is_pinged_and_given_up_when_it_is_silent() {
     let mut pings = 0;
 
     while let Some(message) = world.seen.recv().await {
-        match message {
-            Message::Ping(_) => pings += 1,
-            Message::Close(_) => break,
-            other => panic!("{other:?}"),
+        if matches!(message, Message::Close(_)) {
+            break;
         }
+        assert!(matches!(message, Message::Ping(_)), "{message:?}");
+        pings += 1;
     }
 
     assert!(began.elapsed() >= SILENCE && began.elapsed() < SILENCE + Duration::from_secs(2));
