@@ -16,6 +16,7 @@ use crate::direct::Direct;
 use crate::http::{Wire, request};
 use crate::proc::watch;
 use crate::report::{Line, Report, Times, count, ms};
+use crate::terminal::Terminal;
 
 const PAIRS: usize = 15;
 const CARDS: u32 = 8;
@@ -99,7 +100,7 @@ pub async fn measure(report: &mut Report) {
     let (instance, container) = world.running("programs", &image, &spec).await;
     let ours = Admin::of(world.cluster.data_dir());
     let direct = Direct::to(&world.engine);
-    keystrokes(report, (&ours, &instance), (&direct, &container)).await;
+    keystrokes(report, (&world.admin, &instance), (&direct, &container)).await;
     commands(report, (&ours, &instance), (&direct, &container)).await;
     bulk(report, (&ours, &instance), (&direct, &container)).await;
     let small = world.admin.create_spec("idle", &json!({ "cpu_cores": 0.05 })).await;
@@ -174,8 +175,10 @@ async fn create_one(world: &World, name: &str, image: &str, spec: &str) -> Durat
 }
 
 /// Types a byte again and again and waits for its echo, ours and the peer's in turn.
-async fn keystrokes(report: &mut Report, ours: (&Admin, &str), direct: (&Direct, &str)) {
-    let mut own = ours.0.exec(ours.1, &["cat"], true).await;
+async fn keystrokes(report: &mut Report, ours: (&Client, &str), direct: (&Direct, &str)) {
+    let mut own = Terminal::open(ours.0, ours.1).await;
+    own.write(b"exec cat\n").await;
+    own.drain().await;
     let mut peer = direct.0.exec(direct.1, &["cat"], true).await;
     let (mut own_times, mut peer_times) = (Vec::new(), Vec::new());
     for key in 0..KEYS {
@@ -194,7 +197,7 @@ async fn keystrokes(report: &mut Report, ours: (&Admin, &str), direct: (&Direct,
     let (own, peer) = (Times::new(own_times), Times::new(peer_times));
     let added = own.median_ms() - peer.median_ms();
     report.add(&Line {
-        what: "keystroke and its echo, through controller and agent",
+        what: "keystroke and its echo, through WebSocket, controller and agent",
         ours: format!(
             "p50 {:.3} ms, p99 {:.3} ms of {}",
             own.median_ms(),

@@ -23,6 +23,7 @@ mod machine;
 mod proc;
 mod report;
 mod rows;
+mod terminal;
 
 use std::time::Duration;
 
