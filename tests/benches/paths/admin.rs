@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tianqi_common::wire::frame::{self, Limit};
 use tianqi_common::wire::stream::{ExecFrame, PtySize};
@@ -61,12 +60,6 @@ impl Admin {
 }
 
 impl Program {
-    /// Types.
-    pub async fn write(&mut self, bytes: &[u8]) {
-        let frame = ExecFrame::Stdin(Bytes::copy_from_slice(bytes));
-        frame::write(&mut self.io, &frame, Limit::STREAM).await.expect("the program takes input");
-    }
-
     /// Reads some output and returns how many bytes came; 0 at its end.
     pub async fn read(&mut self) -> usize {
         match frame::read(&mut self.io, Limit::STREAM).await.expect("a frame") {

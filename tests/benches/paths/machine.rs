@@ -247,21 +247,21 @@ async fn commands(report: &mut Report, ours: (&Admin, &str), direct: (&Direct, &
 
 /// Reads much output of a program, ours and the peer's in turn.
 async fn bulk(report: &mut Report, ours: (&Admin, &str), direct: (&Direct, &str)) {
-    let size = format!("{BULK_MIB}M");
-    let argv = ["head", "-c", size.as_str(), "/dev/zero"];
     let bytes = usize::try_from(BULK_MIB).unwrap() << 20;
+    let size = bytes.to_string();
+    let argv = ["head", "-c", size.as_str(), "/dev/zero"];
     let (mut own_times, mut peer_times) = (Vec::new(), Vec::new());
     for _ in 0..BULK_ROUNDS {
         let (mut own, mut came) = (ours.0.exec(ours.1, &argv, false).await, 0);
         let began = Instant::now();
         while came < bytes {
-            came += own.read().await.max(usize::from(came == 0));
+            came += some(own.read().await);
         }
         own_times.push(began.elapsed());
         let (mut peer, mut came) = (direct.0.exec(direct.1, &argv, false).await, 0);
         let began = Instant::now();
         while came < bytes {
-            came += peer.read().await;
+            came += some(peer.read().await);
         }
         peer_times.push(began.elapsed());
     }
@@ -276,6 +276,11 @@ async fn bulk(report: &mut Report, ours: (&Admin, &str), direct: (&Direct, &str)
         met: own >= 1.5 * peer,
         reason: NO_FAST_PATH,
     });
+}
+
+fn some(came: usize) -> usize {
+    assert!(came > 0, "the program ended before all its output came");
+    came
 }
 
 /// Watches the agent while nothing happens but its samples.
