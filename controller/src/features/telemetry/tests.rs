@@ -142,9 +142,9 @@ async fn insert_node(api: &Api, id: NodeId) {
     const SQL: &str = "insert into nodes (id, name, region, public_ip, private_ip, ssh_port, \
          ssh_user, remark, listed, cordoned, docker_status, docker_reason, agent_program, \
          boot_started_at, online, offline_reason, clock_skew_ms, cpu_millicores, memory_mib, \
-         disk_gib, desired_generation, observed_epoch, observed_generation, created_at, \
+         disk_gib, observed_epoch, observed_generation, created_at, \
          updated_at) values ($1, 'node', '', '', '', 22, 'root', '', $2, $3, 'connected', '', '', \
-         0, $2, '', 0, 1000, 1000, 1000, 0, 0, 0, 0, 0)";
+         0, $2, '', 0, 1000, 1000, 1000, 0, 0, 0, 0)";
     api.ctx.db.run(SQL, args![id, true, false]).await.unwrap();
 }
 
