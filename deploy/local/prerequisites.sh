@@ -3,7 +3,7 @@
 #
 #   deploy/local/prerequisites.sh build   to compile: a C compiler, Rust
 #   deploy/local/prerequisites.sh run     and to run here: a Docker engine, iptables, busybox, curl
-#   deploy/local/prerequisites.sh tests   and to test: PostgreSQL, MariaDB, mmdebstrap
+#   deploy/local/prerequisites.sh tests   and to test: PostgreSQL, MariaDB, mmdebstrap, a registry
 #
 # Installing needs root (it says so) and apt-get; services that a package brings are not started.
 # Everything that is missing is told at once.
@@ -40,6 +40,7 @@ LIST
 /usr/lib/postgresql/*/bin/initdb postgresql
 mariadbd mariadb-server
 mmdebstrap mmdebstrap
+docker-registry docker-registry
 setpriv util-linux
 LIST
         ;;

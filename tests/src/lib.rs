@@ -1,5 +1,6 @@
 //! Equipment of the whole-path tests: real engines, images, databases, controllers and agents.
 
+pub mod api;
 pub mod binaries;
 pub mod client;
 pub mod cluster;
@@ -12,6 +13,7 @@ pub mod node;
 pub mod observation;
 pub mod process;
 pub mod raw;
+pub mod registry;
 pub mod relay;
 pub mod terminal;
 pub mod transition;

@@ -1,11 +1,14 @@
 //! Nodes, whole path: joining, inventory, silence, removal.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tianqi_tests::client::{Client, PATIENCE, text};
 use tianqi_tests::cluster::{AgentOptions, Cluster};
 use tianqi_tests::deadline::Deadline;
+use tianqi_tests::dockerd::Dockerd;
 
 fn simulated() -> AgentOptions {
     AgentOptions {
@@ -36,6 +39,14 @@ async fn wait_node(admin: &Client, id: &str, field: &str, value: &Value) -> Valu
         }
         deadline.pause_async(&format!("{field} is not {value}: {node}")).await;
     }
+}
+
+/// Returns the stand-in for the slicing library, as `make test` built it beside the tests.
+fn stub_library() -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let library = tests.ancestors().nth(2).unwrap().join("libvgpu.so");
+    assert!(library.exists(), "{} is missing: cargo build -p tianqi-stub-vgpu", library.display());
+    library
 }
 
 /// Tries to join, and returns the one line that the agent wrote when it was refused.
@@ -131,4 +142,62 @@ async fn a_removed_node_is_cut_off_and_does_not_come_back() {
     }
     let nodes = admin.get("/nodes").await;
     assert_eq!(nodes["total"], 0, "{nodes}");
+}
+
+/// Changes a node's settings and returns what trying them gave.
+async fn try_settings(admin: &Client, id: &str, settings: &Value) -> Value {
+    let saved = admin.patch(&format!("/nodes/{id}"), settings).await;
+    let check = saved["check"].clone();
+    assert!(check.is_object(), "no check in {saved}");
+    check
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_a_node_are_tried_on_every_save_and_reach_its_agent() {
+    let engine = Dockerd::start();
+    let cluster = Cluster::start();
+    let admin = cluster.admin().await;
+    let mut agent = cluster.add_agent(&admin, AgentOptions::on(&engine)).await;
+    let id = agent.node_id().to_owned();
+    let hami = engine.root().join("hami");
+    fs::create_dir_all(&hami).unwrap();
+    fs::copy(stub_library(), hami.join("libvgpu.so")).unwrap();
+
+    let found = try_settings(&admin, &id, &json!({ "hami_dir": hami })).await;
+    assert_eq!(found["hami_problem"], "", "{found}");
+    assert_eq!(found["hami_sha256"].as_str().map(str::len), Some(64), "{found}");
+    assert_eq!(found["docker"]["status"], "connected", "{found}");
+    let lost = try_settings(&admin, &id, &json!({ "hami_dir": "/nonexistent/hami" })).await;
+    let problem = lost["hami_problem"].as_str().unwrap_or_default();
+    assert!(problem.contains("/nonexistent/hami"), "{lost}");
+    assert_eq!(lost["docker"]["status"], "connected", "{lost}");
+
+    let nowhere = json!({ "docker_endpoint": "unix:///nonexistent/docker.sock" });
+    let dead = try_settings(&admin, &id, &nowhere).await;
+    assert_eq!(dead["docker"]["status"], "failed", "{dead}");
+    assert_ne!(dead["docker"]["reason"], "", "{dead}");
+    let node = wait_node(&admin, &id, "docker_status", &json!("failed")).await;
+    assert!(node["docker_reason"].as_str().is_some_and(|it| !it.is_empty()), "{node}");
+    // Kept by the agent itself: a restart changes nothing.
+    agent.kill_and_restart();
+    wait_node(&admin, &id, "docker_status", &json!("failed")).await;
+
+    let restored = try_settings(&admin, &id, &json!({ "docker_endpoint": null })).await;
+    assert_eq!(restored["docker"]["status"], "connected", "{restored}");
+    let node = wait_node(&admin, &id, "docker_status", &json!("connected")).await;
+    assert_eq!(node["docker_reason"], "", "{node}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_a_node_that_is_offline_are_kept_and_said_to_be_untried() {
+    let cluster = Cluster::start();
+    let admin = cluster.admin().await;
+    let token = join_token(&admin, 600, 1).await;
+    let agent = cluster.join(&token, simulated()).unwrap();
+
+    let check = try_settings(&admin, agent.node_id(), &json!({ "hami_dir": "/opt/hami" })).await;
+
+    assert!(check["unavailable"].as_str().is_some_and(|it| it.contains("offline")), "{check}");
+    let node = admin.get(&format!("/nodes/{}", agent.node_id())).await;
+    assert_eq!(node["hami_dir"], "/opt/hami", "{node}");
 }

@@ -1,50 +1,231 @@
-//! Every operation of the API description, called by those who may not.
+//! Every operation of the API description, called by those who may and by those who may not.
+
+use std::collections::BTreeSet;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use tianqi_tests::client::Client;
-use tianqi_tests::cluster::Cluster;
+use tianqi_controller::authz::Role;
+use tianqi_controller::authz::policy::{PERMISSIONS, Reach, reach};
+use tianqi_tests::api::{Operation, operations};
+use tianqi_tests::client::{Client, text};
+use tianqi_tests::cluster::{ADMIN_PASSWORD, AgentOptions, Cluster};
 
-/// What anybody may call: logging in, and asking whether the controller lives.
-const PUBLIC: &[(&str, &str)] = &[("post", "/session")];
+/// What anybody may call.
+const PUBLIC: &str = "";
 
-/// An operation of the API description.
-struct Operation {
-    method: Method,
-    /// Under `/api/v1`, with an id that nothing has in place of each parameter.
-    path: String,
-    template: String,
+/// Which permission each operation asks for. An operation that is missing here fails the test.
+const TABLE: &[(&str, &str, &str)] = &[
+    ("get", "/audit-events", "audit:read"),
+    ("get", "/images", "images:read"),
+    ("post", "/images", "images:write"),
+    ("get", "/images/{id}", "images:read"),
+    ("delete", "/images/{id}", "images:write"),
+    ("patch", "/images/{id}", "images:write"),
+    ("get", "/instances", "instances:read"),
+    ("post", "/instances", "instances:create"),
+    ("get", "/instances/{id}", "instances:read"),
+    ("delete", "/instances/{id}", "instances:delete"),
+    ("patch", "/instances/{id}", "instances:write"),
+    ("post", "/instances/delete", "instances:delete"),
+    ("post", "/instances/{id}/start", "instances:write"),
+    ("post", "/instances/{id}/stop", "instances:write"),
+    ("post", "/instances/{id}/restart", "instances:write"),
+    ("get", "/instances/{id}/events", "instances:read"),
+    ("get", "/instances/{id}/logs", "instances:logs"),
+    ("get", "/instances/{id}/stats", "instances:read"),
+    ("get", "/instances/{id}/terminal", "instances:exec"),
+    ("get", "/placements", "placements:read"),
+    ("get", "/nodes", "nodes:read"),
+    ("get", "/nodes/{id}", "nodes:read"),
+    ("delete", "/nodes/{id}", "nodes:write"),
+    ("patch", "/nodes/{id}", "nodes:write"),
+    ("post", "/nodes/{id}/cordon", "nodes:write"),
+    ("post", "/nodes/{id}/uncordon", "nodes:write"),
+    ("post", "/nodes/{id}/drain", "nodes:write"),
+    ("get", "/nodes/{id}/gpus", "nodes:read"),
+    ("patch", "/nodes/{id}/gpus/{uuid}", "nodes:write"),
+    ("get", "/join-tokens", "join_tokens:write"),
+    ("post", "/join-tokens", "join_tokens:write"),
+    ("delete", "/join-tokens/{id}", "join_tokens:write"),
+    ("get", "/specs", "specs:read"),
+    ("post", "/specs", "specs:write"),
+    ("get", "/specs/{id}", "specs:read"),
+    ("delete", "/specs/{id}", "specs:write"),
+    ("patch", "/specs/{id}", "specs:write"),
+    ("get", "/session", "session:own"),
+    ("post", "/session", PUBLIC),
+    ("delete", "/session", "session:own"),
+    ("put", "/me/password", "me:password"),
+    ("get", "/users", "users:read"),
+    ("post", "/users", "users:write"),
+    ("get", "/users/{id}", "users:read"),
+    ("delete", "/users/{id}", "users:write"),
+    ("patch", "/users/{id}", "users:write"),
+    ("put", "/users/{id}/password", "users:write"),
+];
+
+const PASSWORD: &str = "a-long-enough-password";
+
+/// Somebody who calls.
+struct Caller {
+    name: &'static str,
+    role: Role,
+    client: Client,
 }
 
-fn operations(cluster: &Cluster) -> Vec<Operation> {
-    let output = cluster.run(&["openapi"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let description: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let mut found = Vec::new();
-    for (path, methods) in description["paths"].as_object().unwrap() {
-        let template = path.strip_prefix("/api/v1").unwrap_or(path).to_owned();
-        for name in ["get", "post", "put", "patch", "delete"] {
-            if methods.get(name).is_some() && !PUBLIC.contains(&(name, template.as_str())) {
-                let method = name.to_uppercase().parse().unwrap();
-                found.push(Operation {
-                    method,
-                    path: filled(&template),
-                    template: template.clone(),
-                });
+/// A controller with people in it, and what the calls are aimed at.
+struct World {
+    cluster: Cluster,
+    admin: Client,
+    owner: Client,
+    image: String,
+    spec: String,
+}
+
+impl World {
+    async fn start() -> Self {
+        let cluster = Cluster::start();
+        let admin = cluster.admin().await;
+        for (name, role) in [("owner", "user"), ("stranger", "user"), ("auditor", "auditor")] {
+            let account = json!({
+                "name": name, "password": PASSWORD, "role": role, "must_change_password": false,
+            });
+            admin.post("/users", &account).await;
+        }
+        let owner = Client::anonymous(cluster.http()).login("owner", PASSWORD).await;
+        let image = admin.create_image("image", "tianqi/busybox:1").await;
+        let spec = admin.create_cpu_spec("spec").await;
+        Self { cluster, admin, owner, image, spec }
+    }
+
+    /// Logs everybody in anew: some operations end sessions. From the least to the most powerful.
+    async fn callers(&self) -> Vec<Caller> {
+        let anybody = Client::anonymous(self.cluster.http());
+        let mut callers = Vec::new();
+        for (name, role) in
+            [("stranger", Role::User), ("auditor", Role::Auditor), ("owner", Role::User)]
+        {
+            let client = anybody.login(name, PASSWORD).await;
+            callers.push(Caller { name, role, client });
+        }
+        let client = anybody.login("admin", ADMIN_PASSWORD).await;
+        callers.push(Caller { name: "admin", role: Role::Admin, client });
+        callers
+    }
+
+    /// Makes something that this operation can be aimed at, and returns its id.
+    async fn target(&self, operation: &Operation) -> String {
+        let unique = uuid::Uuid::now_v7().simple().to_string();
+        let name = &unique[unique.len() - 20..];
+        match operation.template.split('/').nth(1).unwrap() {
+            "images" => self.admin.create_image(name, "tianqi/busybox:1").await,
+            "specs" => self.admin.create_cpu_spec(name).await,
+            "instances" => self.owner.create_instance(name, &self.image, &self.spec).await,
+            "users" => {
+                let account = json!({ "name": format!("u{name}"), "password": PASSWORD });
+                text(&self.admin.post("/users", &account).await, "id")
             }
+            "join-tokens" => text(&self.join_token().await, "id"),
+            "nodes" => {
+                let token = text(&self.join_token().await, "token");
+                let agent = self.cluster.join(&token, AgentOptions::default()).unwrap();
+                agent.node_id().to_owned()
+            }
+            other => panic!("nothing is known of /{other}: say here how one is made"),
         }
     }
-    assert!(found.len() > 10, "only {} operations were found", found.len());
-    found
+
+    async fn join_token(&self) -> Value {
+        self.admin.post("/join-tokens", &json!({ "ttl_seconds": 600, "max_uses": 1 })).await
+    }
 }
 
-/// Puts an id that nothing has in place of each `{parameter}`.
-fn filled(template: &str) -> String {
-    let parts = template.split('/').map(|part| {
-        let is_parameter = part.starts_with('{');
-        if is_parameter { uuid::Uuid::now_v7().to_string() } else { part.to_owned() }
+/// Returns the permission that the table names.
+fn permission(operation: &Operation) -> &'static str {
+    let row = TABLE.iter().find(|(method, template, _)| {
+        *method == operation.method && *template == operation.template
     });
-    parts.collect::<Vec<_>>().join("/")
+    row.unwrap_or_else(|| panic!("{operation:?} has no row in the table of this test")).2
+}
+
+/// Returns what is wrong with an answer, if anything is.
+fn wrong(
+    caller: &Caller,
+    operation: &Operation,
+    permission: &str,
+    status: StatusCode,
+    answer: &Value,
+) -> Option<String> {
+    let is_somebody_elses =
+        caller.name == "stranger" && operation.template.starts_with("/instances/{id}");
+    let missing = answer["code"].as_str().is_some_and(|code| {
+        ["no_such_instance", "no_such_node", "no_such_image", "no_such_spec", "no_such_user"]
+            .contains(&code)
+    });
+    let (expected, is_right) = match reach(caller.role, permission) {
+        Reach::None => ("403", status == StatusCode::FORBIDDEN && answer["code"] == "forbidden"),
+        Reach::Own if is_somebody_elses => ("404", status == StatusCode::NOT_FOUND && missing),
+        Reach::Own | Reach::All => (
+            "to be let in",
+            status != StatusCode::UNAUTHORIZED
+                && status != StatusCode::FORBIDDEN
+                && !missing
+                && !status.is_server_error(),
+        ),
+    };
+    let Operation { method, template } = operation;
+    let name = caller.name;
+    (!is_right)
+        .then(|| format!("{method} {template}: {name} has {expected}, got {status} {answer}"))
+}
+
+async fn call(client: &Client, operation: &Operation, id: &str) -> (StatusCode, Value) {
+    let body = (operation.method != "get").then(|| json!({}));
+    client.try_call(operation.method(), &operation.path(id), body.as_ref()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_table_names_every_operation_and_every_permission_once() {
+    let cluster = Cluster::start();
+
+    let described: BTreeSet<_> = operations(&cluster).into_iter().collect();
+
+    let listed = TABLE.iter().map(|(method, template, _)| Operation {
+        method: (*method).to_owned(),
+        template: (*template).to_owned(),
+    });
+    let listed: BTreeSet<_> = listed.collect();
+    assert_eq!(listed, described);
+    assert_eq!(listed.len(), TABLE.len());
+    let used: BTreeSet<_> = TABLE.iter().map(|row| row.2).filter(|it| *it != PUBLIC).collect();
+    let known: BTreeSet<_> = PERMISSIONS.iter().map(|info| info.name).collect();
+    assert_eq!(used, known);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_gets_what_the_table_of_permissions_says_and_nothing_else() {
+    let world = World::start().await;
+    let mut mistakes = Vec::new();
+
+    for operation in operations(&world.cluster) {
+        let permission = permission(&operation);
+        if permission == PUBLIC {
+            continue;
+        }
+        let is_one = operation.template.contains("{id}");
+        let mut id = String::new();
+        for caller in world.callers().await {
+            // An instance has two who may end it; other things have the admin, who comes last.
+            let is_fresh = id.is_empty() || operation.template.starts_with("/instances");
+            if is_one && is_fresh {
+                id = world.target(&operation).await;
+            }
+            let (status, answer) = call(&caller.client, &operation, &id).await;
+            mistakes.extend(wrong(&caller, &operation, permission, status, &answer));
+        }
+    }
+
+    assert!(mistakes.is_empty(), "{}", mistakes.join("\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -54,15 +235,31 @@ async fn nobody_gets_past_any_operation() {
     let mut wrong = Vec::new();
 
     for operation in operations(&cluster) {
-        let body = (operation.method != Method::GET).then(|| json!({}));
-        let (status, answer) =
-            nobody.try_call(operation.method.clone(), &operation.path, body.as_ref()).await;
+        if permission(&operation) == PUBLIC {
+            continue;
+        }
+        let (status, answer) = call(&nobody, &operation, &unknown_id()).await;
         if status != StatusCode::UNAUTHORIZED {
             wrong.push(format!("{} {}: {status} {answer}", operation.method, operation.template));
         }
     }
 
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_many_takes_nothing_of_somebody_else() {
+    let world = World::start().await;
+    let id = world.owner.create_instance("kept", &world.image, &world.spec).await;
+    let stranger = Client::anonymous(world.cluster.http()).login("stranger", PASSWORD).await;
+
+    let answer = stranger.post("/instances/delete", &json!({ "ids": [id] })).await;
+
+    assert_eq!(answer["items"][0]["accepted"], false, "{answer}");
+    assert_eq!(answer["items"][0]["code"], "no_such_instance", "{answer}");
+    assert_eq!(world.owner.instance(&id).await["desired"], "running");
+    let seen = stranger.get("/instances").await;
+    assert_eq!(seen["total"], 0, "{seen}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,9 +275,9 @@ async fn unknown_ids_and_wrong_bodies_get_a_problem_with_a_code_and_never_a_faul
             continue;
         }
         for body in &bodies {
-            let body = (operation.method != Method::GET).then_some(body);
-            let (status, answer) =
-                admin.try_call(operation.method.clone(), &operation.path, body).await;
+            let body = (operation.method != "get").then_some(body);
+            let path = operation.path(&unknown_id());
+            let (status, answer) = admin.try_call(operation.method(), &path, body).await;
             let has_code = answer["code"].as_str().is_some_and(|code| !code.is_empty());
             if status.is_server_error() || (status.is_client_error() && !has_code) {
                 wrong.push(format!(
@@ -95,12 +292,24 @@ async fn unknown_ids_and_wrong_bodies_get_a_problem_with_a_code_and_never_a_faul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_of_ten_megabytes_is_refused() {
+async fn a_body_of_ten_megabytes_is_refused_with_a_problem() {
     let cluster = Cluster::start();
     let admin = cluster.admin().await;
     let body = json!({ "name": "x".repeat(10 * 1024 * 1024) });
 
-    let (status, answer) = admin.try_call(Method::POST, "/instances", Some(&body)).await;
+    for path in ["/instances", "/session", "/images"] {
+        let request = admin.request(Method::POST, path).json(&body);
+        let response = request.send().await.unwrap();
 
-    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{answer}");
+        assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE, "{path}");
+        let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
+        assert_eq!(kind, "application/problem+json", "{path}");
+        let answer: Value = response.json().await.unwrap();
+        assert_eq!(answer["code"], "too_large", "{path}: {answer}");
+    }
+    assert_eq!(admin.get("/session").await["user"]["name"], "admin");
+}
+
+fn unknown_id() -> String {
+    uuid::Uuid::now_v7().to_string()
 }

@@ -1,6 +1,7 @@
 //! What every request goes through: an id, a size limit, and problems as JSON.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
@@ -8,6 +9,7 @@ use axum::extract::{ConnectInfo, FromRequest, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
@@ -15,6 +17,13 @@ use super::error::{Problem, ProblemBody};
 
 /// Most bytes of a request body.
 pub const BODY_LIMIT: usize = 1 << 20;
+
+/// Most bytes of a refused body that are read and thrown away. A connection that is closed while
+/// its peer still sends is reset, and the peer would never read why it was refused.
+const DISCARD_LIMIT: usize = 16 << 20;
+
+/// Longest time that is spent on that.
+const DISCARD_TIME: Duration = Duration::from_secs(10);
 
 const REQUEST_ID: &str = "x-request-id";
 
@@ -73,7 +82,12 @@ pub async fn frame_request(
     let remote = proxies.client(peer.to_canonical(), forwarded);
     request.extensions_mut().insert(RequestInfo { id: id.clone(), remote });
 
-    let mut response = next.run(request).await;
+    let mut response = if says_too_large(&request) {
+        discard(request).await;
+        too_large().into_response()
+    } else {
+        next.run(request).await
+    };
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         response = render(&problem, &id);
     }
@@ -84,6 +98,27 @@ pub async fn frame_request(
         response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
     }
     response
+}
+
+fn says_too_large(request: &Request) -> bool {
+    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|it| it.to_str().ok());
+    length.and_then(|it| it.parse::<u64>().ok()).is_some_and(|it| it > BODY_LIMIT as u64)
+}
+
+/// Reads a refused body to its end, within limits.
+async fn discard(request: Request) {
+    let mut pieces = request.into_body().into_data_stream();
+    let read = async {
+        let mut size = 0_usize;
+        while let Some(Ok(piece)) = pieces.next().await {
+            size = size.saturating_add(piece.len());
+            if size > DISCARD_LIMIT {
+                break;
+            }
+        }
+    };
+    // A slow sender is cut off; it learns nothing, and holds nothing.
+    let _ = tokio::time::timeout(DISCARD_TIME, read).await;
 }
 
 fn render(problem: &Problem, request_id: &str) -> Response {

@@ -1,0 +1,244 @@
+//! Everything that changes something leaves a row in the audit, with who, what and how it ended.
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use tianqi_tests::api::{Operation, operations};
+use tianqi_tests::client::{Client, text};
+use tianqi_tests::cluster::{ADMIN_PASSWORD, Agent, AgentOptions, Cluster};
+use tianqi_tests::deadline::Deadline;
+
+const PASSWORD: &str = "a-long-enough-password";
+
+/// A call that succeeds.
+struct Call {
+    client: Client,
+    /// What stands for `{id}`.
+    id: String,
+    body: Value,
+}
+
+struct World {
+    cluster: Cluster,
+    admin: Client,
+    agent: Agent,
+    image: String,
+    spec: String,
+}
+
+impl World {
+    async fn start() -> Self {
+        let cluster = Cluster::start();
+        let admin = cluster.admin().await;
+        let agent = joined(&cluster, &admin).await;
+        let image = admin.create_image("image", "tianqi/busybox:1").await;
+        let spec = admin.create_cpu_spec("spec").await;
+        Self { cluster, admin, agent, image, spec }
+    }
+
+    /// Makes what an operation needs and returns a call of it that changes something.
+    async fn call(&self, operation: &Operation) -> Call {
+        let (id, body) = match operation.template.split('/').nth(1).unwrap() {
+            "images" => self.on_images(operation).await,
+            "specs" => self.on_specs(operation).await,
+            "instances" => self.on_instances(operation).await,
+            "users" => self.on_users(operation).await,
+            "nodes" | "join-tokens" => self.on_nodes(operation).await,
+            "session" | "me" => return self.on_oneself(operation).await,
+            _ => panic!("no call of {operation:?} is known: add one here"),
+        };
+        Call { client: self.admin.clone(), id, body }
+    }
+
+    async fn on_images(&self, operation: &Operation) -> (String, Value) {
+        let name = unique();
+        match operation.method.as_str() {
+            "post" => (String::new(), json!({ "name": name, "address": "tianqi/busybox:1" })),
+            "patch" | "delete" => {
+                let id = self.admin.create_image(&name, "tianqi/busybox:1").await;
+                (id, json!({ "remark": "changed" }))
+            }
+            _ => panic!("no call of {operation:?} is known: add one here"),
+        }
+    }
+
+    async fn on_specs(&self, operation: &Operation) -> (String, Value) {
+        let name = unique();
+        match operation.method.as_str() {
+            "post" => {
+                let body = json!({
+                    "name": name, "gpu_count": 0, "cpu_cores": 0.5, "memory_mib": 64,
+                    "system_disk_gib": 0, "data_disk_gib": 1, "price_per_hour": "0",
+                });
+                (String::new(), body)
+            }
+            "patch" | "delete" => {
+                (self.admin.create_cpu_spec(&name).await, json!({ "remark": "changed" }))
+            }
+            _ => panic!("no call of {operation:?} is known: add one here"),
+        }
+    }
+
+    async fn on_instances(&self, operation: &Operation) -> (String, Value) {
+        let name = unique();
+        let create = json!({ "name": name, "image_id": self.image, "spec_id": self.spec });
+        match (operation.method.as_str(), operation.template.as_str()) {
+            ("post", "/instances") => (String::new(), create),
+            ("post", "/instances/delete") => {
+                let id = text(&self.admin.post("/instances", &create).await, "id");
+                (id.clone(), json!({ "ids": [id] }))
+            }
+            ("patch" | "delete", _) | ("post", "/instances/{id}/stop") => {
+                let id = text(&self.admin.post("/instances", &create).await, "id");
+                (id, json!({ "remark": "changed" }))
+            }
+            ("post", "/instances/{id}/start" | "/instances/{id}/restart") => {
+                let id = text(&self.admin.post("/instances", &create).await, "id");
+                self.admin.act(&id, "stop").await;
+                (id, json!({}))
+            }
+            _ => panic!("no call of {operation:?} is known: add one here"),
+        }
+    }
+
+    async fn on_users(&self, operation: &Operation) -> (String, Value) {
+        let account = json!({ "name": format!("u{}", unique()), "password": PASSWORD });
+        let body = match (operation.method.as_str(), operation.template.as_str()) {
+            ("post", "/users") => return (String::new(), account),
+            ("patch", _) => json!({ "display_name": "changed" }),
+            ("delete", _) => json!({}),
+            ("put", "/users/{id}/password") => json!({ "password": "another-long-password" }),
+            _ => panic!("no call of {operation:?} is known: add one here"),
+        };
+        (text(&self.admin.post("/users", &account).await, "id"), body)
+    }
+
+    async fn on_nodes(&self, operation: &Operation) -> (String, Value) {
+        let node = self.agent.node_id().to_owned();
+        let token = json!({ "ttl_seconds": 600, "max_uses": 1 });
+        match (operation.method.as_str(), operation.template.as_str()) {
+            ("post", "/join-tokens") => (String::new(), token),
+            ("delete", "/join-tokens/{id}") => {
+                (text(&self.admin.post("/join-tokens", &token).await, "id"), json!({}))
+            }
+            ("patch", "/nodes/{id}") => (node, json!({ "remark": "changed" })),
+            ("patch", "/nodes/{id}/gpus/{uuid}") => (node, json!({ "max_shares": 3 })),
+            ("delete", "/nodes/{id}") => {
+                let token = text(&self.admin.post("/join-tokens", &token).await, "token");
+                let other = self.cluster.join(&token, AgentOptions::default()).unwrap();
+                (other.node_id().to_owned(), json!({}))
+            }
+            ("post", "/nodes/{id}/cordon" | "/nodes/{id}/uncordon" | "/nodes/{id}/drain") => {
+                (node, json!({}))
+            }
+            _ => panic!("no call of {operation:?} is known: add one here"),
+        }
+    }
+
+    /// Sessions and one's own password, as somebody whose session nobody else needs.
+    async fn on_oneself(&self, operation: &Operation) -> Call {
+        let name = format!("u{}", unique());
+        let account = json!({ "name": name, "password": PASSWORD, "must_change_password": false });
+        self.admin.post("/users", &account).await;
+        let client = Client::anonymous(self.cluster.http());
+        let (client, body) = match (operation.method.as_str(), operation.template.as_str()) {
+            ("post", "/session") => {
+                (client, json!({ "username": name, "password": PASSWORD, "mode": "token" }))
+            }
+            ("delete", "/session") => (client.login(&name, PASSWORD).await, json!({})),
+            ("put", "/me/password") => {
+                let change =
+                    json!({ "current_password": PASSWORD, "new_password": ADMIN_PASSWORD });
+                (client.login(&name, PASSWORD).await, change)
+            }
+            _ => panic!("no call of {operation:?} is known: add one here"),
+        };
+        Call { client, id: String::new(), body }
+    }
+
+    /// Returns the path of a call, with the first card of the node in place of `{uuid}`.
+    async fn path(&self, operation: &Operation, id: &str) -> String {
+        if !operation.template.contains("{uuid}") {
+            return operation.path(id);
+        }
+        let cards = self.admin.get(&format!("/nodes/{id}/gpus")).await;
+        let card = text(&cards[0], "uuid");
+        operation.template.replace("{id}", id).replace("{uuid}", &card)
+    }
+
+    /// Returns the audit's rows about a request.
+    async fn rows(&self, request_id: &str) -> Vec<Value> {
+        let page = self.admin.get("/audit-events?page_size=200").await;
+        let items = page["items"].as_array().cloned().unwrap_or_default();
+        items.into_iter().filter(|row| row["request_id"] == request_id).collect()
+    }
+}
+
+/// Joins and starts an agent with simulated cards and no Docker, so that instances stay queued.
+async fn joined(cluster: &Cluster, admin: &Client) -> Agent {
+    let options = AgentOptions {
+        docker: "unix:///nonexistent/docker.sock".to_owned(),
+        simulate: "1xNVIDIA-L40:46068".to_owned(),
+        ..AgentOptions::default()
+    };
+    let token = admin.post("/join-tokens", &json!({ "ttl_seconds": 600, "max_uses": 1 })).await;
+    let mut agent = cluster.join(&text(&token, "token"), options).unwrap();
+    agent.start();
+    let deadline = Deadline::after(tianqi_tests::client::PATIENCE);
+    let cards = format!("/nodes/{}/gpus", agent.node_id());
+    while admin.get(&cards).await.as_array().is_none_or(Vec::is_empty) {
+        deadline.pause_async("the agent's cards are not there").await;
+    }
+    agent
+}
+
+fn unique() -> String {
+    let id = uuid::Uuid::now_v7().simple().to_string();
+    id[id.len() - 20..].to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_operation_that_changes_something_leaves_a_row_in_the_audit() {
+    let world = World::start().await;
+    let mut silent = Vec::new();
+
+    for operation in operations(&world.cluster).into_iter().filter(|it| it.method != "get") {
+        let Call { client, id, body } = world.call(&operation).await;
+        let path = world.path(&operation, &id).await;
+        let request = client.request(operation.method(), &path).json(&body);
+        let response = request.send().await.unwrap();
+        let (status, headers) = (response.status(), response.headers().clone());
+        let answer = response.text().await.unwrap();
+        assert!(status.is_success(), "{operation:?}: {status} {answer}");
+
+        let request_id = headers["x-request-id"].to_str().unwrap();
+        let rows = world.rows(request_id).await;
+        let is_whole = |row: &Value| {
+            let has = |field: &str| row[field].as_str().is_some_and(|it| !it.is_empty());
+            row["outcome"] == "done" && has("actor_name") && has("action") && has("target_kind")
+        };
+        if !rows.iter().any(is_whole) {
+            silent.push(format!("{} {}: {rows:?}", operation.method, operation.template));
+        }
+        let secrets = [PASSWORD, ADMIN_PASSWORD, "another-long-password"];
+        let written = Value::from(rows).to_string();
+        assert!(!secrets.iter().any(|it| written.contains(it)), "{operation:?}: {written}");
+    }
+
+    assert!(silent.is_empty(), "{}", silent.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_leaves_a_row_too() {
+    let cluster = Cluster::start();
+    let admin = cluster.admin().await;
+    let account = json!({ "name": "curious", "password": PASSWORD, "must_change_password": false });
+    admin.post("/users", &account).await;
+    let curious = Client::anonymous(cluster.http()).login("curious", PASSWORD).await;
+
+    let (status, _) = curious.try_call(reqwest::Method::GET, "/users", None).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+
+    let page = admin.get("/audit-events?outcome=refused&actor=curious").await;
+    assert_eq!(page["total"], 1, "{page}");
+    assert_eq!(page["items"][0]["action"], "users:read", "{page}");
+}
