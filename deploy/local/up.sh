@@ -44,6 +44,8 @@ main() {
     make_instance
     start_what_was_stopped
     print_help
+    # From here on Ctrl-C is how it is meant to end.
+    trap 'exit 0' INT TERM
     wait_for_the_end
 }
 
@@ -245,8 +247,21 @@ stop_all() {
     if is_alive dockerd; then
         docker -H "unix://$engine" ps -q | xargs -r docker -H "unix://$engine" stop -t 5 >/dev/null 2>&1 || true
         end dockerd
+        forget_engine
     fi
+    [ "$status" != 0 ] || say "everything is stopped and kept under .tianqi/; make run carries on"
     exit "$status"
+}
+
+# What our engine keeps outside .tianqi/ is of no use without it.
+forget_engine() {
+    if is_alive dockerd; then
+        return
+    fi
+    local mount
+    awk -v root="$run_dir/" 'index($2, root) == 1 { print $2 }' /proc/mounts | sort -r |
+        while read -r mount; do umount -l "$mount" 2>/dev/null || true; done
+    rm -rf --one-file-system "$run_dir"
 }
 
 stop_instances() {

@@ -1,10 +1,11 @@
-//! A small disk under an agent's data folder, which a test may fill.
+//! Small disks under an agent's data folder or an engine's volumes, which a test may fill.
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
 use crate::cluster::Agent;
+use crate::dockerd::Dockerd;
 
 /// A filesystem of 64 MiB in place of an agent's data folder, with its files in it. It is unmounted
 /// when dropped, with everything that was mounted on it.
@@ -58,6 +59,53 @@ impl SmallDisk {
 }
 
 impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+    }
+}
+
+/// A filesystem of 64 MiB in place of an engine's volumes, unmounted when dropped.
+#[derive(Debug)]
+pub struct SmallVolumes {
+    path: PathBuf,
+}
+
+impl SmallVolumes {
+    /// Puts the disk under a running engine that has no volume yet.
+    ///
+    /// # Panics
+    ///
+    /// When the disk cannot be mounted, as without root.
+    #[must_use]
+    pub fn under(engine: &Dockerd) -> Self {
+        let path = engine.root().join("data/volumes");
+        // The engine has laid a mount of its own over its folder, so this comes after its start.
+        let script = r#"
+            set -e
+            mount -t tmpfs -o size=64m,mode=701 tianqi-test "$1"
+            test "$(stat -f -c %T "$1")" = tmpfs
+        "#;
+        run(Command::new("sh").args(["-c", script, "small-volumes"]).arg(&path));
+        Self { path }
+    }
+
+    /// Whether it is still there.
+    ///
+    /// # Panics
+    ///
+    /// When `mountpoint` is not installed.
+    #[must_use]
+    pub fn is_mounted(&self) -> bool {
+        Command::new("mountpoint")
+            .arg("-q")
+            .arg(&self.path)
+            .status()
+            .expect("mountpoint runs")
+            .success()
+    }
+}
+
+impl Drop for SmallVolumes {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.path).status();
     }

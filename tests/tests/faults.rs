@@ -3,10 +3,11 @@
 use std::fs;
 use std::time::Duration;
 
+use serde_json::json;
 use tianqi_tests::client::{Client, PATIENCE};
 use tianqi_tests::cluster::{Agent, AgentOptions, Cluster};
 use tianqi_tests::deadline::Deadline;
-use tianqi_tests::disk::SmallDisk;
+use tianqi_tests::disk::{SmallDisk, SmallVolumes};
 use tianqi_tests::dockerd::Dockerd;
 use tianqi_tests::images;
 
@@ -107,6 +108,40 @@ async fn a_program_that_never_stops_talking_fills_no_disk() {
     let files = fs::read_dir(logs).unwrap().flatten();
     let size: u64 = files.map(|file| file.metadata().map_or(0, |data| data.len())).sum();
     assert!(size > 0 && size < 200 * 1024 * 1024, "{size} bytes of log");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_fills_its_data_volume_harms_neither_agent_nor_controller() {
+    let engine = Dockerd::start();
+    let volumes = SmallVolumes::under(&engine);
+    let (mut cluster, admin, mut agent) = world(&engine).await;
+    let image = admin.create_image("greedy", images::busybox(&engine)).await;
+    // What lies in the tmpfs below the volume counts as memory of whoever wrote it.
+    let spec = admin.create_spec("greedy", &json!({ "memory_mib": 256 })).await;
+    let greedy = admin.create_instance("greedy", &image, &spec).await;
+    admin.wait_phase(&greedy, "running").await;
+
+    // Bounded, so that a mistake in this test fills nobody's disk.
+    let fill = "dd if=/dev/zero of=/data/filler bs=1M count=256; test -s /data/filler";
+    let filled = cluster.run(&["exec", "greedy", "--", "sh", "-c", fill]);
+    assert!(filled.status.success(), "{filled:?}");
+    let said = String::from_utf8_lossy(&filled.stderr).into_owned();
+    assert!(said.contains("No space left on device"), "{said}");
+
+    assert_eq!(admin.instance(&greedy).await["phase"], "running");
+    let echoed = cluster.run(&["exec", "greedy", "--", "echo", "alive"]);
+    assert_eq!(String::from_utf8_lossy(&echoed.stdout), "alive\n");
+    agent.kill_and_restart();
+    agent.wait_until_ready(&admin).await;
+    assert!(!cluster.controller().has_ended() && !agent.process().has_ended());
+    admin.delete(&format!("/instances/{greedy}")).await;
+    admin.wait_gone(&greedy).await;
+
+    assert!(engine.containers_labelled("tianqi.instance").is_empty());
+    assert!(engine.volumes().is_empty(), "{:?}", engine.volumes());
+    let next = ask(&admin, "next", images::busybox(&engine)).await;
+    admin.wait_phase(&next, "running").await;
+    assert!(volumes.is_mounted());
 }
 
 async fn login_again(cluster: &Cluster) -> Client {

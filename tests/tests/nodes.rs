@@ -179,7 +179,12 @@ async fn settings_of_a_node_are_tried_on_every_save_and_reach_its_agent() {
     let node = wait_node(&admin, &id, "docker_status", &json!("failed")).await;
     assert!(node["docker_reason"].as_str().is_some_and(|it| !it.is_empty()), "{node}");
     // Kept by the agent itself: a restart changes nothing.
-    agent.kill_and_restart();
+    agent.process().stop();
+    agent.start();
+    let deadline = Deadline::after(PATIENCE);
+    while admin.get(&format!("/nodes/{id}")).await["agent_started_at"] == node["agent_started_at"] {
+        deadline.pause_async("the agent does not come back").await;
+    }
     wait_node(&admin, &id, "docker_status", &json!("failed")).await;
 
     let restored = try_settings(&admin, &id, &json!({ "docker_endpoint": null })).await;
