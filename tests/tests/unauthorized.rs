@@ -43,6 +43,7 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("post", "/nodes/{id}/uncordon", "nodes:write"),
     ("post", "/nodes/{id}/drain", "nodes:write"),
     ("get", "/nodes/{id}/gpus", "nodes:read"),
+    ("get", "/nodes/{id}/telemetry", "nodes:read"),
     ("patch", "/nodes/{id}/gpus/{uuid}", "nodes:write"),
     ("get", "/join-tokens", "join_tokens:write"),
     ("post", "/join-tokens", "join_tokens:write"),
