@@ -20,7 +20,7 @@ const LONG_FUNCTIONS: &[&str] = &[];
 /// process around the rooms.
 const CONTROLLER: &[(&str, &[&str])] = &[
     ("core", &[]),
-    ("config", &[]),
+    ("config", &["core"]),
     ("authz", &["core", "config"]),
     ("link", &["core", "authz", "config"]),
     ("features", &["core", "authz", "config", "link"]),
