@@ -2,7 +2,8 @@
 # make bench: prints our figures beside those of the peers, measured in the same run.
 #
 #   tests/bench.sh [WORDS]    only the whole paths whose name holds one of the words
-#                             (controller, durable, machine, crowd); without words everything
+#                             (controller, durable, machine, crowd); without words everything,
+#                             also the long simulation: faults at random during 200 creates
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -22,3 +23,9 @@ cargo build --release --locked -p tianqi-fake-nvml
 cargo bench --locked --no-run -p tianqi-tests --bench paths
 [ $# -gt 0 ] || cargo bench --locked -p tianqi-scheduler --bench placement
 cargo bench --locked -p tianqi-tests --bench paths -- "$@"
+[ $# -gt 0 ] || {
+    cargo build --locked -p tianqi-stub-vgpu
+    # About a third of all transitions are creates.
+    TIANQI_SIMULATION_STEPS=${TIANQI_SIMULATION_STEPS:-600} \
+        cargo test --locked -p tianqi-tests --test simulation -- --nocapture
+}
