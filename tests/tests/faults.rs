@@ -39,7 +39,7 @@ async fn of_two_agents_with_one_identity_the_newer_serves_and_the_older_is_told(
     let mut newer = older.twin();
     newer.start();
 
-    wait_log(&mut older, "another agent").await;
+    wait_log(&mut older, "a newer start of this node's agent took over").await;
     newer.wait_until_ready(&admin).await;
     let id = ask(&admin, "served", images::busybox(&engine)).await;
     admin.wait_phase(&id, "running").await;

@@ -158,7 +158,13 @@ pub(super) async fn serve<D: NodeDirectory>(shared: Arc<Shared<D>>, quic: Connec
             address: quic.remote_address(),
         };
         let _ = shared.events.send(event).await;
-        let reason = run(&shared, &connected, &serial, (send, recv), outbox, answer).await;
+        let ended = run(&shared, &connected, &serial, (send, recv), outbox, answer).await;
+        // An agent that heard a goodbye may end its side before ours is done with saying it.
+        let said = connected.goodbye.borrow().clone();
+        let reason = said.map_or(ended, |goodbye| {
+            close(&connected.quic, goodbye.code, &goodbye.message);
+            goodbye.message
+        });
         tracing::info!(node.id = %node, "the agent of node {node} is gone: {reason}");
         shared.registry.leave(&connected);
         let silence = match connected.quic.close_reason() {
