@@ -17,7 +17,7 @@ fi
 step "databases"
 was_running=$(tests/services.sh env 2>/dev/null || true)
 eval "$(tests/services.sh start)"
-# Databases that were there before are somebody's running session.
+# Databases that were there before are left running for whoever started them.
 [ -n "$was_running" ] || trap 'tests/services.sh stop' EXIT
 
 step "programs"
