@@ -153,6 +153,8 @@ start)
     # The databases must not inherit the lock, nor hold the caller's pipe open.
     start_postgres 9>&-
     start_mariadb 9>&-
+    # Unlocked by name: the shells that wait for the databases hold a copy of the lock's file.
+    flock -u 9
     print_env
     ;;
 env) print_env ;;
