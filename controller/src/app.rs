@@ -241,6 +241,7 @@ fn rooms() -> OpenApiRouter<Ctx> {
         .merge(features::images::router())
         .merge(features::instances::router())
         .merge(features::nodes::router())
+        .merge(features::roles::router())
         .merge(features::specs::router())
         .merge(features::telemetry::router())
         .merge(features::terminal::router())

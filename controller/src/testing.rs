@@ -15,7 +15,7 @@ use tianqi_common::id::UserId;
 use tower::ServiceExt;
 
 use crate::app;
-use crate::authz::Role;
+use crate::authz::RoleName;
 use crate::authz::account::{self, Account};
 use crate::config::Config;
 use crate::core::db::{Db, testing};
@@ -109,7 +109,7 @@ impl Api {
     /// # Panics
     ///
     /// When the name is taken.
-    pub async fn person(&self, name: &str, role: Role) -> String {
+    pub async fn person(&self, name: &str, role: RoleName) -> String {
         let password = Secret::new(PASSWORD.to_owned());
         let hash = self.ctx.authz.hasher.hash(&password).await.expect("hash");
         let now = self.ctx.clock.now();

@@ -42,6 +42,7 @@ impl World {
             "specs" => self.on_specs(operation).await,
             "instances" => self.on_instances(operation).await,
             "users" => self.on_users(operation).await,
+            "roles" => self.on_roles(operation).await,
             "nodes" | "join-tokens" => self.on_nodes(operation).await,
             "session" | "me" => return self.on_oneself(operation).await,
             _ => panic!("no call of {operation:?} is known: add one here"),
@@ -110,6 +111,17 @@ impl World {
             _ => panic!("no call of {operation:?} is known: add one here"),
         };
         (text(&self.admin.post("/users", &account).await, "id"), body)
+    }
+
+    async fn on_roles(&self, operation: &Operation) -> (String, Value) {
+        let role = json!({ "name": format!("r{}", unique()), "permissions": [] });
+        let body = match operation.method.as_str() {
+            "post" => return (String::new(), role),
+            "patch" => json!({ "permissions": [{ "permission": "nodes:read", "reach": "all" }] }),
+            "delete" => json!({}),
+            _ => panic!("no call of {operation:?} is known: add one here"),
+        };
+        (text(&self.admin.post("/roles", &role).await, "name"), body)
     }
 
     async fn on_nodes(&self, operation: &Operation) -> (String, Value) {

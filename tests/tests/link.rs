@@ -45,7 +45,7 @@ fn grant(node: NodeId, id: InstanceId) -> Grant<InstanceRef, InstancesExec> {
     let actor = Actor {
         id: UserId::new(),
         name: "admin".to_owned(),
-        role: Role::Admin,
+        role: Role::admin(),
         session: Uuid::now_v7(),
         expires_at: UnixMillis(i64::MAX),
         must_change_password: false,

@@ -4,7 +4,7 @@ use tianqi_common::clock::UnixMillis;
 use tianqi_common::id::UserId;
 use uuid::Uuid;
 
-use super::Role;
+use super::RoleName;
 use crate::core::db::{Db, DbError, Tx, args, row};
 
 /// An account as everybody who may read accounts sees it.
@@ -17,7 +17,7 @@ pub struct Account {
     /// The name people read; may be empty.
     pub display_name: String,
     /// What it may do.
-    pub role: Role,
+    pub role: RoleName,
     /// A disabled account cannot log in.
     pub disabled: bool,
     /// Whether somebody else set the password.
@@ -29,7 +29,7 @@ pub struct Account {
 }
 
 row! {
-    /// A row of `users`; [`AccountRow::account`] checks it.
+    /// A row of `users`.
     pub struct AccountRow {
         id: Uuid,
         name: String,
@@ -48,25 +48,19 @@ pub const COLUMNS: &str = "id, name, display_name, password_hash, role, disabled
      must_change_password, created_at, updated_at";
 
 impl AccountRow {
-    /// Checks the row.
-    ///
-    /// # Errors
-    ///
-    /// [`DbError::Corrupt`] when the role is no role.
-    pub fn account(self) -> Result<Account, DbError> {
-        let problem = format!("{:?} is no role", self.role);
-        let role = Role::from_word(&self.role);
-        let role = role.ok_or(DbError::Corrupt { column: "users.role", problem })?;
-        Ok(Account {
+    /// Returns the account without its password's hash.
+    #[must_use]
+    pub fn account(self) -> Account {
+        Account {
             id: UserId(self.id),
             name: self.name,
             display_name: self.display_name,
-            role,
+            role: RoleName::new(self.role),
             disabled: self.disabled,
             must_change_password: self.must_change_password,
             created_at: UnixMillis(self.created_at),
             updated_at: UnixMillis(self.updated_at),
-        })
+        }
     }
 }
 
@@ -77,7 +71,7 @@ impl AccountRow {
 /// [`DbError`] when the engine refuses.
 pub async fn account(db: &Db, id: UserId) -> Result<Option<Account>, DbError> {
     let sql = format!("select {COLUMNS} from users where id = $1");
-    db.first::<AccountRow>(&sql, args![id]).await?.map(AccountRow::account).transpose()
+    Ok(db.first::<AccountRow>(&sql, args![id]).await?.map(AccountRow::account))
 }
 
 /// Returns the account called `name` and its password's hash, if there is one.
@@ -89,7 +83,7 @@ pub(super) async fn with_hash(db: &Db, name: &str) -> Result<Option<(Account, St
     let sql = format!("select {COLUMNS} from users where name = $1");
     let Some(row) = db.first::<AccountRow>(&sql, args![name]).await? else { return Ok(None) };
     let hash = row.password_hash.clone();
-    Ok(Some((row.account()?, hash)))
+    Ok(Some((row.account(), hash)))
 }
 
 /// Returns how many accounts there are.

@@ -1,6 +1,5 @@
 //! Who is asking: a session's token becomes an [`Actor`].
 
-use std::fmt;
 use std::time::Duration;
 
 use axum::http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN, UPGRADE};
@@ -11,8 +10,9 @@ use tianqi_common::clock::UnixMillis;
 use tianqi_common::id::UserId;
 use uuid::Uuid;
 
-use super::Authz;
+use super::policy::{self, Permission as _};
 use super::session::SessionKind;
+use super::{Authz, Reach, Role};
 use crate::config::Sessions;
 use crate::core::audit::Doer;
 use crate::core::db::{args, row};
@@ -39,44 +39,6 @@ impl SessionRules {
             idle: Duration::from_secs(u64::from(sessions.idle_minutes) * 60),
             absolute: Duration::from_secs(u64::from(sessions.absolute_hours) * 3_600),
         }
-    }
-}
-
-/// A role that an account may have.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Everything.
-    Admin,
-    /// Own instances.
-    User,
-    /// Reads everything, changes nothing.
-    Auditor,
-}
-
-impl Role {
-    /// Returns the word stored in the database.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Admin => "admin",
-            Self::User => "user",
-            Self::Auditor => "auditor",
-        }
-    }
-
-    /// Reads the word stored in the database.
-    #[must_use]
-    pub fn from_word(word: &str) -> Option<Self> {
-        [Self::Admin, Self::User, Self::Auditor].into_iter().find(|role| role.as_str() == word)
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 
@@ -108,7 +70,7 @@ impl Actor {
         Self {
             id: UserId(Uuid::nil()),
             name: "local".to_owned(),
-            role: Role::Admin,
+            role: Role::admin(),
             session: Uuid::nil(),
             expires_at: UnixMillis(i64::MAX),
             must_change_password: false,
@@ -117,11 +79,10 @@ impl Actor {
         }
     }
 
-    /// Whether images and specs that are not on offer are shown: people see what they may choose,
-    /// admins and auditors see the rest too.
+    /// Whether images and specs that are not on offer are shown, and may be used.
     #[must_use]
     pub fn sees_unlisted(&self) -> bool {
-        self.role != Role::User
+        self.role.reach(policy::CatalogueUnlisted::NAME) == Reach::All
     }
 
     /// Returns who this is for the audit.
@@ -153,6 +114,7 @@ row! {
         expires_at: i64,
         name: String,
         role: String,
+        permissions: Option<String>,
         disabled: bool,
         must_change_password: bool,
     }
@@ -181,7 +143,7 @@ pub(super) async fn authenticate(authz: &Authz, parts: &Parts) -> Result<Actor> 
     let info = parts.extensions.get::<RequestInfo>();
     Ok(Actor {
         id: UserId(row.user_id),
-        role: Role::from_word(&row.role).ok_or_else(ended)?,
+        role: Role::of_row(&row.role, row.permissions.as_deref())?,
         name: row.name,
         session: row.id,
         expires_at: UnixMillis(row.expires_at),
@@ -192,7 +154,8 @@ pub(super) async fn authenticate(authz: &Authz, parts: &Parts) -> Result<Actor> 
 }
 
 const SESSIONS: &str = "select s.id, s.user_id, s.kind, s.last_used_at, s.expires_at, u.name, u.role, \
-     u.disabled, u.must_change_password from sessions s join users u on u.id = s.user_id";
+     r.permissions, u.disabled, u.must_change_password from sessions s \
+     join users u on u.id = s.user_id left join roles r on r.name = u.role";
 
 async fn live_session(authz: &Authz, token: &str, by_cookie: bool) -> Result<Option<SessionRow>> {
     let sql = format!("{SESSIONS} where s.token_hash = $1");
@@ -263,7 +226,7 @@ pub(super) async fn refresh(authz: &Authz, actor: &Actor) -> Result<Actor> {
     let row: Option<SessionRow> = authz.db.first(&sql, args![actor.session]).await?;
     let row = row.filter(|row| is_live(authz, row)).ok_or_else(ended)?;
     Ok(Actor {
-        role: Role::from_word(&row.role).ok_or_else(ended)?,
+        role: Role::of_row(&row.role, row.permissions.as_deref())?,
         must_change_password: row.must_change_password,
         ..actor.clone()
     })

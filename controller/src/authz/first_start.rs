@@ -9,7 +9,7 @@ use tianqi_common::id::UserId;
 
 use super::account::{self, Account};
 use super::login::random_password;
-use super::{Authz, Role, password};
+use super::{Authz, RoleName, password};
 use crate::core::audit::{self, Doer, Entry, Outcome};
 use crate::core::db::DbError;
 use crate::core::error::Problem;
@@ -88,7 +88,7 @@ impl Authz {
             id: UserId::new(),
             name: ADMIN.to_owned(),
             display_name: String::new(),
-            role: Role::Admin,
+            role: RoleName::ADMIN,
             disabled: false,
             must_change_password: is_generated,
             created_at: now,

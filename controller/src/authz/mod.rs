@@ -12,6 +12,7 @@ pub mod login;
 pub mod password;
 pub mod policy;
 pub mod resource;
+pub mod role;
 pub mod session;
 mod throttle;
 pub mod watch;
@@ -25,9 +26,10 @@ use crate::config::Config;
 use crate::core::db::Db;
 use crate::core::error::{Problem, Result};
 
-pub use actor::{Actor, Role};
+pub use actor::Actor;
 pub use policy::{Permission, Reach};
 pub use resource::Anything;
+pub use role::{Role, RoleName};
 
 /// What this module needs of the process.
 #[derive(Clone)]
@@ -62,6 +64,17 @@ impl Authz {
             public_origin,
             hasher: password::Hasher::new(),
         }
+    }
+}
+
+impl Authz {
+    /// Returns the role of an account with what it allows now.
+    ///
+    /// # Errors
+    ///
+    /// `internal` (500).
+    pub async fn role_of(&self, account: &account::Account) -> Result<Role> {
+        Ok(role::read(&self.db, &account.role).await?)
     }
 }
 
@@ -138,7 +151,7 @@ impl<R: resource::Resource, P: Permission> Grant<R, P> {
             let detail = "set your own password first: PUT /api/v1/me/password";
             return Err(Problem::forbidden("password_change_required", detail));
         }
-        let reach = policy::reach(actor.role, P::NAME);
+        let reach = actor.role.reach(P::NAME);
         let is_visible = match reach {
             Reach::All => true,
             Reach::Own => resource.owner().is_none_or(|owner| owner == actor.id),

@@ -5,6 +5,7 @@ use std::convert::identity;
 use tianqi_common::id::{ImageId, InstanceId, NodeId, SpecId, UserId};
 use uuid::Uuid;
 
+use super::RoleName;
 use crate::core::db::{Db, args, row};
 use crate::core::error::{Problem, Result};
 
@@ -69,6 +70,13 @@ pub struct SpecRef {
     pub id: SpecId,
 }
 
+/// A role, built in or not. Its name is its id.
+#[derive(Clone, Debug)]
+pub struct RoleRef {
+    /// Which.
+    pub name: RoleName,
+}
+
 /// An account.
 #[derive(Clone, Copy, Debug)]
 pub struct UserRef {
@@ -120,6 +128,25 @@ impl Resource for InstanceRef {
             name: row.name,
             node: row.node_id.map(NodeId),
         })
+    }
+}
+
+impl Resource for RoleRef {
+    fn owner(&self) -> Option<UserId> {
+        None
+    }
+
+    fn missing() -> Problem {
+        Problem::not_found("no_such_role", "there is no such role")
+    }
+
+    async fn find(db: &Db, id: Option<&str>) -> Result<Self> {
+        let name = RoleName::new(id.unwrap_or_default());
+        let sql = "select count(*) from roles where name = $1";
+        if !name.is_built_in() && db.number(sql, args![name.as_str()]).await? == 0 {
+            return Err(Self::missing());
+        }
+        Ok(Self { name })
     }
 }
 

@@ -38,6 +38,7 @@ pub async fn ended<P: Permission>(
             event = heard.recv() => match event {
                 Ok(Event::Instance(id)) if id == grant.resource().id => {}
                 Ok(Event::Revoked(user)) if user == grant.actor().id => {}
+                Ok(Event::Roles) => {}
                 Ok(
                     Event::Instance(_) | Event::Revoked(_) | Event::Node(_) | Event::Drain(_)
                     | Event::Catalogue,

@@ -14,6 +14,8 @@ pub enum Event {
     Drain(NodeId),
     /// An image or a spec changed.
     Catalogue,
+    /// What a role allows changed: whoever holds a grant looks at it again.
+    Roles,
     /// An account lost a right: its sessions, streams and grants must be looked at again.
     Revoked(UserId),
 }

@@ -85,6 +85,15 @@ impl Paging {
         format!("{} limit {} offset {offset}", self.order, self.page_size)
     }
 
+    /// Takes the page out of a short list that is in memory whole, in its own order.
+    #[must_use]
+    pub fn cut<T>(&self, all: Vec<T>) -> Page<T> {
+        let total = i64::try_from(all.len()).unwrap_or(i64::MAX);
+        let size = usize::try_from(self.page_size).unwrap_or(usize::MAX);
+        let before = usize::try_from(self.page - 1).unwrap_or(usize::MAX).saturating_mul(size);
+        self.page(all.into_iter().skip(before).take(size).collect(), total)
+    }
+
     /// Makes the page from its rows and the number of all rows.
     #[must_use]
     pub fn page<T>(&self, items: Vec<T>, total: i64) -> Page<T> {
@@ -107,6 +116,17 @@ mod tests {
         let paging = query(3, 50, "-created_at").check(COLUMNS, "name", "i.id").unwrap();
 
         assert_eq!(paging.sql(), " order by i.created_at desc, i.id desc limit 50 offset 100");
+    }
+
+    #[test]
+    fn a_page_of_a_list_in_memory_is_cut_from_it_and_may_be_empty() {
+        let cut = |page| {
+            let page = query(page, 2, "name").check(COLUMNS, "name", "i.id").unwrap();
+            page.cut(vec!["a", "b", "c"])
+        };
+
+        assert_eq!((cut(1).items, cut(2).items, cut(3).items), (vec!["a", "b"], vec!["c"], vec![]));
+        assert_eq!((cut(3).total, cut(u32::MAX).items.len()), (3, 0));
     }
 
     #[test]

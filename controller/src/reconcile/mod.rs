@@ -264,7 +264,7 @@ impl<A: Agents> Reconciler<A> {
                 self.todo.drains.insert(node);
             }
             // Rows of instances are read at every pass.
-            Event::Instance(_) | Event::Catalogue | Event::Revoked(_) => {}
+            Event::Instance(_) | Event::Catalogue | Event::Revoked(_) | Event::Roles => {}
         }
     }
 

@@ -28,8 +28,12 @@ macro_rules! step {
     };
 }
 
-const STEPS: &[Step] =
-    &[step!(1, "0001_core"), step!(2, "0002_node_joins"), step!(3, "0003_live_instances")];
+const STEPS: &[Step] = &[
+    step!(1, "0001_core"),
+    step!(2, "0002_node_joins"),
+    step!(3, "0003_live_instances"),
+    step!(4, "0004_roles"),
+];
 
 /// Applies every step that the database does not have yet.
 ///

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::model::check_address;
 use super::store;
-use crate::authz::Role;
+use crate::authz::RoleName;
 use crate::core::db::args;
 use crate::testing::{Answer, Api};
 
@@ -33,7 +33,7 @@ fn path_of(image: &Value) -> String {
 #[tokio::test]
 async fn an_image_is_made_listed_changed_and_deleted_on_every_engine() {
     for room in Api::engines().await {
-        let admin = room.person("root", Role::Admin).await;
+        let admin = room.person("root", RoleName::ADMIN).await;
         let body = json!({ "name": "训练", "address": "registry.example.org/team/pytorch:2.4" });
 
         let (status, image) = create(&room, &admin, body.clone()).await;
@@ -65,7 +65,7 @@ async fn an_image_is_made_listed_changed_and_deleted_on_every_engine() {
 #[tokio::test]
 async fn a_registry_password_is_sealed_never_answered_and_opens_for_a_pull() {
     for room in Api::engines().await {
-        let admin = room.person("root", Role::Admin).await;
+        let admin = room.person("root", RoleName::ADMIN).await;
         let body = json!({ "name": "private", "address": "r.example.org/x:1",
             "registry_username": "robot", "registry_password": "sesame-4711" });
 
@@ -92,7 +92,7 @@ async fn a_registry_password_is_sealed_never_answered_and_opens_for_a_pull() {
 #[tokio::test]
 async fn an_image_that_an_instance_was_made_from_is_not_deleted() {
     for room in Api::engines().await {
-        let admin = room.person("root", Role::Admin).await;
+        let admin = room.person("root", RoleName::ADMIN).await;
         let (_, image) = create(&room, &admin, json!({ "name": "a", "address": "a:1" })).await;
         let id: Uuid = image["id"].as_str().unwrap().parse().unwrap();
         make_instance(&room, &admin, id).await;
@@ -118,8 +118,8 @@ async fn make_instance(room: &Api, admin: &str, image: Uuid) {
 #[tokio::test]
 async fn people_see_listed_images_and_change_none() {
     let room = Api::sqlite().await;
-    let admin = room.person("root", Role::Admin).await;
-    let alice = room.person("alice", Role::User).await;
+    let admin = room.person("root", RoleName::ADMIN).await;
+    let alice = room.person("alice", RoleName::USER).await;
     let body = json!({ "name": "hidden", "address": "h:1", "listed": false });
     let (_, hidden) = create(&room, &admin, body).await;
     create(&room, &admin, json!({ "name": "shown", "address": "s:1" })).await;
@@ -138,7 +138,7 @@ async fn people_see_listed_images_and_change_none() {
 #[tokio::test]
 async fn bad_fields_are_refused_with_their_name() {
     let room = Api::sqlite().await;
-    let admin = room.person("root", Role::Admin).await;
+    let admin = room.person("root", RoleName::ADMIN).await;
 
     for (field, body) in [
         ("name", json!({ "name": "", "address": "a:1" })),

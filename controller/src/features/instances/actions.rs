@@ -14,9 +14,11 @@ use super::model::{NewInstance, PatchInstance, SpecSnapshot, check_name, check_r
 use super::model::{Origin, container_name};
 use super::store::{self, Instance, Why};
 use super::{catalogue, fleet};
-use crate::authz::policy::{InstancesCreate, InstancesDelete, InstancesWrite, Permission};
+use crate::authz::policy::{
+    InstancesCreate, InstancesDelete, InstancesPriority, InstancesWrite, Permission,
+};
 use crate::authz::resource::{InstanceRef, Resource};
-use crate::authz::{Actor, Anything, Grant, Role};
+use crate::authz::{Actor, Anything, Grant, Reach};
 use crate::core::audit::{self, Doer, Entry, Outcome};
 use crate::core::db::{DbError, Tx};
 use crate::core::error::{Problem, Result};
@@ -82,8 +84,8 @@ pub async fn create(
     key: Option<&RequestKey>,
 ) -> Result<InstanceId> {
     let actor = grant.actor();
-    if new.priority.is_some() && actor.role != Role::Admin {
-        let detail = "only admins set a priority; leave it out";
+    if new.priority.is_some() && actor.role.reach(InstancesPriority::NAME) == Reach::None {
+        let detail = "your role sets no priority; leave it out";
         return Err(Problem::forbidden("priority_forbidden", detail));
     }
     let origin = catalogue::origin(&ctx.db, &new, actor).await?;

@@ -4,7 +4,7 @@ use tianqi_common::id::NodeId;
 use uuid::Uuid;
 
 use super::model::{NewInstance, Origin, SpecSnapshot};
-use crate::authz::{Actor, Role};
+use crate::authz::Actor;
 use crate::core::db::{Db, args, row};
 use crate::core::error::{Problem, Result};
 
@@ -55,13 +55,13 @@ pub(super) async fn origin(db: &Db, new: &NewInstance, actor: &Actor) -> Result<
     Ok(Origin { owner: actor.id, image_address: chosen.image_address, spec: chosen.spec })
 }
 
-/// Reads an image and a spec. Admins may use what is not listed.
+/// Reads an image and a spec. What is not listed is for those who see it.
 ///
 /// # Errors
 ///
 /// `no_such_image`, `no_such_spec`, `not_listed`, `image_cannot_slice` (422).
 pub async fn chosen(db: &Db, image: Uuid, spec: Uuid, actor: &Actor) -> Result<Chosen> {
-    let sees_all = actor.role == Role::Admin;
+    let sees_all = actor.sees_unlisted();
     let sql = "select address, supports_slicing, listed from images where id = $1";
     let found: Option<ImageRow> = db.first(sql, args![image]).await?;
     let missing = || Problem::invalid("no_such_image", "there is no such image; choose another");

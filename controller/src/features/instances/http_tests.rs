@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::authz::Role;
+use crate::authz::RoleName;
 use crate::testing::Api;
 
 async fn catalogue(api: &Api, admin: &str) -> (Value, Value) {
@@ -16,9 +16,9 @@ async fn catalogue(api: &Api, admin: &str) -> (Value, Value) {
 #[tokio::test]
 async fn an_instance_is_made_seen_steered_and_deleted_over_http() {
     for api in Api::engines().await {
-        let admin = api.person("root", Role::Admin).await;
-        let user = api.person("alice", Role::User).await;
-        let other = api.person("bob", Role::User).await;
+        let admin = api.person("root", RoleName::ADMIN).await;
+        let user = api.person("alice", RoleName::USER).await;
+        let other = api.person("bob", RoleName::USER).await;
         let (image, spec) = catalogue(&api, &admin).await;
         let body = json!({ "name": "train-7", "image_id": image, "spec_id": spec });
 

@@ -26,9 +26,9 @@ impl World {
     /// Makes a world with three accounts and two images, of which one supports slices.
     pub(crate) async fn on(db: Db) -> Self {
         let ctx = crate::testing::ctx_on(db, SystemClock::shared()).await;
-        let admin = account(&ctx.db, "admin", Role::Admin).await;
-        let alice = account(&ctx.db, "alice", Role::User).await;
-        let bob = account(&ctx.db, "bob", Role::User).await;
+        let admin = account(&ctx.db, "admin", Role::admin()).await;
+        let alice = account(&ctx.db, "alice", Role::user()).await;
+        let bob = account(&ctx.db, "bob", Role::user()).await;
         let image = image(&ctx.db, "sliceable", true, true).await;
         let plain_image = image_named(&ctx.db, "plain").await;
         Self { ctx, admin, alice, bob, image, plain_image }
@@ -137,7 +137,7 @@ async fn account(db: &Db, name: &str, role: Role) -> Actor {
     const SQL: &str = "insert into users (id, name, display_name, password_hash, role, disabled, \
          must_change_password, created_at, updated_at) values ($1, $2, $2, '', $3, $4, $4, 0, 0)";
     let id = UserId::new();
-    db.run(SQL, args![id, name, role.as_str(), false]).await.unwrap();
+    db.run(SQL, args![id, name, role.name().as_str(), false]).await.unwrap();
     Actor {
         id,
         name: name.to_owned(),

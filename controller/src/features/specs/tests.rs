@@ -1,6 +1,6 @@
 use serde_json::{Value, json};
 
-use crate::authz::Role;
+use crate::authz::RoleName;
 use crate::testing::{Answer, Api};
 
 const PATH: &str = "/specs";
@@ -39,7 +39,7 @@ async fn create(room: &Api, admin: &str, changes: Value) -> (u16, Value) {
 #[tokio::test]
 async fn a_spec_keeps_its_numbers_exactly_on_every_engine() {
     for room in Api::engines().await {
-        let admin = room.person("root", Role::Admin).await;
+        let admin = room.person("root", RoleName::ADMIN).await;
 
         let (status, made) = create(&room, &admin, json!({ "price_per_hour": "0.000001" })).await;
 
@@ -67,7 +67,7 @@ async fn a_spec_keeps_its_numbers_exactly_on_every_engine() {
 #[tokio::test]
 async fn sizes_that_make_no_sense_are_refused_with_the_field_and_what_to_write() {
     let room = Api::sqlite().await;
-    let admin = room.person("root", Role::Admin).await;
+    let admin = room.person("root", RoleName::ADMIN).await;
 
     for (field, changes) in [
         ("memory_mib", json!({ "memory_mib": 0 })),
@@ -96,7 +96,7 @@ async fn sizes_that_make_no_sense_are_refused_with_the_field_and_what_to_write()
 #[tokio::test]
 async fn a_spec_without_cards_asks_for_none() {
     let room = Api::sqlite().await;
-    let admin = room.person("root", Role::Admin).await;
+    let admin = room.person("root", RoleName::ADMIN).await;
     let body = json!({ "name": "cpu", "cpu_cores": 1, "memory_mib": 256 });
 
     let (status, made) = call(&room, &admin, "POST", PATH, Some(body)).await;
@@ -108,8 +108,8 @@ async fn a_spec_without_cards_asks_for_none() {
 #[tokio::test]
 async fn a_repeated_request_with_a_key_makes_one_spec() {
     let room = Api::sqlite().await;
-    let admin = room.person("root", Role::Admin).await;
-    let alice = room.person("alice", Role::User).await;
+    let admin = room.person("root", RoleName::ADMIN).await;
+    let alice = room.person("alice", RoleName::USER).await;
 
     let (_, first) = keyed(&room, &admin, "k1", spec(&json!({}))).await;
     let (status, second) = keyed(&room, &admin, "k1", spec(&json!({}))).await;

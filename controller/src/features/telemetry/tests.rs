@@ -6,7 +6,7 @@ use tianqi_common::wire::telemetry::{InstanceSample, NodeSample, Sample, SampleB
 use tokio_util::sync::CancellationToken;
 
 use super::live::{self, Live};
-use crate::authz::Role;
+use crate::authz::RoleName;
 use crate::core::db::{args, testing};
 use crate::core::event::Event;
 use crate::features::instances::testing::World;
@@ -102,9 +102,9 @@ async fn until(is_so: impl Fn() -> bool) {
 #[tokio::test]
 async fn figures_come_with_their_age_and_the_share_of_the_limit_or_with_why_there_are_none() {
     for api in Api::engines().await {
-        let root = api.person("root", Role::Admin).await;
-        let alice = api.person("alice", Role::User).await;
-        let bob = api.person("bob", Role::User).await;
+        let root = api.person("root", RoleName::ADMIN).await;
+        let alice = api.person("alice", RoleName::USER).await;
+        let bob = api.person("bob", RoleName::USER).await;
         let (node, instance) = (NodeId::new(), InstanceId::new());
         insert_node(&api, node).await;
         insert_instance(&api, instance, "alice").await;

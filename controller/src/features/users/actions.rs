@@ -11,7 +11,7 @@ use crate::authz::account::{self, Account};
 use crate::authz::password::check_new;
 use crate::authz::policy::UsersWrite;
 use crate::authz::resource::{Resource, UserRef};
-use crate::authz::{Anything, Grant, Role, session};
+use crate::authz::{Actor, Anything, Grant, RoleName, role, session};
 use crate::core::audit::{self, Doer, Entry, Outcome};
 use crate::core::db::Tx;
 use crate::core::error::{Problem, Result};
@@ -26,7 +26,7 @@ pub(super) const DISPLAY_NAME_MAX: usize = 100;
 ///
 /// # Errors
 ///
-/// `bad_field` and `weak_password` (422), `duplicate` (409), `busy` (503).
+/// `bad_field` and `weak_password` (422), `duplicate` (409), `beyond_own_rights` (403), `busy` (503).
 pub(super) async fn create(
     ctx: &Ctx,
     grant: &Grant<Anything, UsersWrite>,
@@ -49,6 +49,7 @@ pub(super) async fn create(
         updated_at: now,
     };
     let mut tx = ctx.db.begin().await?;
+    stays_within(&mut tx, grant.actor(), &account.role).await?;
     account::insert(&mut tx, &account, &hash).await?;
     let detail = json!({ "name": account.name, "role": account.role });
     note(&mut tx, now, &grant.actor().doer(), "users:create", account.id, detail).await?;
@@ -60,7 +61,7 @@ pub(super) async fn create(
 ///
 /// # Errors
 ///
-/// `bad_field` (422), `own_account` and `last_admin` (409).
+/// `bad_field` (422), `own_account` and `last_admin` (409), `beyond_own_rights` (403).
 pub(super) async fn change(
     ctx: &Ctx,
     grant: &Grant<UserRef, UsersWrite>,
@@ -72,7 +73,7 @@ pub(super) async fn change(
     let old = store::lock(&mut tx, id).await?.ok_or_else(UserRef::missing)?;
     let new = Account {
         display_name: patch.display_name.over_required("display_name", old.display_name.clone())?,
-        role: patch.role.over_required("role", old.role)?,
+        role: patch.role.over_required("role", old.role.clone())?,
         disabled: patch.disabled.over_required("disabled", old.disabled)?,
         updated_at: now,
         ..old.clone()
@@ -84,9 +85,11 @@ pub(super) async fn change(
             "nobody changes the role of their own account or disables it; ask another admin";
         return Err(Problem::conflict("own_account", detail));
     }
-    if new.disabled || new.role != Role::Admin {
+    if new.disabled || new.role != RoleName::ADMIN {
         keep_an_admin(&admins, id)?;
     }
+    stays_within(&mut tx, grant.actor(), &old.role).await?;
+    stays_within(&mut tx, grant.actor(), &new.role).await?;
     store::update(&mut tx, &new, now).await?;
     if new.disabled {
         session::end_all(&mut tx, id, None).await?;
@@ -104,7 +107,7 @@ pub(super) async fn change(
 ///
 /// # Errors
 ///
-/// `weak_password` (422), `own_account` (409), `busy` (503).
+/// `weak_password` (422), `own_account` (409), `beyond_own_rights` (403), `busy` (503).
 pub(super) async fn reset_password(
     ctx: &Ctx,
     grant: &Grant<UserRef, UsersWrite>,
@@ -119,6 +122,8 @@ pub(super) async fn reset_password(
     let hash = ctx.authz.hasher.hash(&body.password).await?;
     let doer = grant.actor().doer();
     let mut tx = ctx.db.begin().await?;
+    let account = store::lock(&mut tx, id).await?.ok_or_else(UserRef::missing)?;
+    stays_within(&mut tx, grant.actor(), &account.role).await?;
     ctx.authz.reset_password(&mut tx, &doer, id, &hash, body.must_change_password).await?;
     tx.commit().await?;
     ctx.events.send(Event::Revoked(id));
@@ -129,7 +134,7 @@ pub(super) async fn reset_password(
 ///
 /// # Errors
 ///
-/// `own_account`, `last_admin`, `in_use` (409).
+/// `own_account`, `last_admin`, `in_use` (409), `beyond_own_rights` (403).
 pub(super) async fn delete(ctx: &Ctx, grant: &Grant<UserRef, UsersWrite>) -> Result<()> {
     let (id, now) = (grant.resource().id, ctx.clock.now());
     if id == grant.actor().id {
@@ -139,6 +144,7 @@ pub(super) async fn delete(ctx: &Ctx, grant: &Grant<UserRef, UsersWrite>) -> Res
     let admins = store::lock_admins(&mut tx).await?;
     let account = store::lock(&mut tx, id).await?.ok_or_else(UserRef::missing)?;
     keep_an_admin(&admins, id)?;
+    stays_within(&mut tx, grant.actor(), &account.role).await?;
     let instances = store::live_instances(&mut tx, id).await?;
     if instances > 0 {
         let detail = format!("{} owns {instances} instances; delete them first", account.name);
@@ -151,6 +157,25 @@ pub(super) async fn delete(ctx: &Ctx, grant: &Grant<UserRef, UsersWrite>) -> Res
     tx.commit().await?;
     ctx.events.send(Event::Revoked(id));
     Ok(())
+}
+
+/// Refuses to touch an account, or to give a role, that reaches further than `actor` does: nobody
+/// gives what they do not have, and nobody takes over somebody who has more.
+async fn stays_within(tx: &mut Tx, actor: &Actor, name: &RoleName) -> Result<()> {
+    let Some(role) = role::find(tx, name).await? else {
+        let detail =
+            format!("role: there is no role {:?}; GET /api/v1/roles lists them", name.as_str());
+        return Err(Problem::invalid("bad_field", detail));
+    };
+    match actor.role.lacks(&role) {
+        None => Ok(()),
+        Some(permission) => {
+            let detail = format!(
+                "the role {name} has {permission}, which reaches further than your own rights"
+            );
+            Err(Problem::forbidden("beyond_own_rights", detail))
+        }
+    }
 }
 
 /// Refuses to take away the only admin who can log in.

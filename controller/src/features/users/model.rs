@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 use tianqi_common::id::UserId;
 use utoipa::{IntoParams, ToSchema};
 
-use crate::authz::Role;
+use crate::authz::RoleName;
 use crate::authz::account::Account;
+use crate::authz::role::Allowance;
 use crate::core::patch::Patch;
 use crate::core::secret::Secret;
 use crate::core::timestamp::Timestamp;
@@ -21,7 +22,7 @@ pub struct User {
     /// The name people read; may be empty.
     pub display_name: String,
     /// What it may do.
-    pub role: Role,
+    pub role: RoleName,
     /// A disabled account cannot log in.
     pub disabled: bool,
     /// Whether somebody else set the password; until it is changed nothing else is allowed.
@@ -82,6 +83,8 @@ pub struct Session {
     pub expires_at: Timestamp,
     /// Who is logged in.
     pub user: User,
+    /// What they may do, so that a page shows what will work.
+    pub permissions: Vec<Allowance>,
 }
 
 /// A new password of one's own.
@@ -111,7 +114,7 @@ pub struct CreateUser {
     pub display_name: String,
     /// What it may do; `user` when left out.
     #[serde(default = "role_user")]
-    pub role: Role,
+    pub role: RoleName,
     /// Whether its owner must choose another password first; true when left out.
     #[serde(default = "yes")]
     pub must_change_password: bool,
@@ -127,8 +130,8 @@ pub struct PatchUser {
     pub display_name: Patch<String>,
     /// What it may do.
     #[serde(default)]
-    #[schema(value_type = Option<Role>)]
-    pub role: Patch<Role>,
+    #[schema(value_type = Option<String>)]
+    pub role: Patch<RoleName>,
     /// A disabled account cannot log in; disabling it ends its sessions.
     #[serde(default)]
     #[schema(value_type = Option<bool>)]
@@ -155,7 +158,7 @@ pub struct UserQuery {
     /// Part of the name.
     pub name: Option<String>,
     /// The role.
-    pub role: Option<Role>,
+    pub role: Option<String>,
     /// Whether it is disabled.
     pub disabled: Option<bool>,
     /// Page, from 1 (the default).
@@ -166,8 +169,8 @@ pub struct UserQuery {
     pub sort: Option<String>,
 }
 
-fn role_user() -> Role {
-    Role::User
+fn role_user() -> RoleName {
+    RoleName::USER
 }
 
 fn yes() -> bool {

@@ -44,7 +44,9 @@ async fn log_in(
     };
     let (begun, account) = ctx.authz.log_in(&visitor, &body.username, &body.password, kind).await?;
     let token = (kind == SessionKind::Token).then(|| begun.token.expose().to_owned());
-    let session = Session { token, expires_at: begun.expires_at.into(), user: User::from(account) };
+    let permissions = ctx.authz.role_of(&account).await?.allowances();
+    let (expires_at, user) = (begun.expires_at.into(), User::from(account));
+    let session = Session { token, expires_at, user, permissions };
     let mut response = (StatusCode::CREATED, Json(session)).into_response();
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if kind == SessionKind::Cookie {
@@ -64,7 +66,8 @@ async fn read(grant: Grant<Anything, SessionOwn>, State(ctx): State<Ctx>) -> Res
     let account = account::account(&ctx.db, actor.id).await?;
     let gone = || Problem::unauthorised("unauthorised", "this account is gone");
     let user = User::from(account.ok_or_else(gone)?);
-    Ok(Json(Session { token: None, expires_at: actor.expires_at.into(), user }))
+    let permissions = actor.role.allowances();
+    Ok(Json(Session { token: None, expires_at: actor.expires_at.into(), user, permissions }))
 }
 
 /// Logs out.

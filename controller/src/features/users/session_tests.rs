@@ -5,9 +5,9 @@ use std::time::Duration;
 use axum::http::header::SET_COOKIE;
 use serde_json::json;
 
-use crate::authz::Role;
 use crate::authz::first_start::{ADMIN, password_file};
 use crate::authz::resource::Anything;
+use crate::authz::{Role, RoleName};
 use crate::core::db::args;
 use crate::core::event::Event;
 use crate::core::secret::Secret;
@@ -21,7 +21,7 @@ async fn try_login(api: &Api, name: &str, password: &str) -> Answer {
 #[tokio::test]
 async fn a_token_is_given_once_stored_as_a_hash_and_ends_with_the_logout() {
     for api in Api::engines().await {
-        let token = api.person("alice", Role::User).await;
+        let token = api.person("alice", RoleName::USER).await;
 
         let session = api.call(&token, "GET", "/session", None).await;
         assert_eq!((session.code(), session.text("/user/name")), (200, "alice"));
@@ -40,7 +40,7 @@ async fn a_token_is_given_once_stored_as_a_hash_and_ends_with_the_logout() {
 #[tokio::test]
 async fn a_cookie_is_for_pages_of_this_site_and_never_in_the_body() {
     let api = Api::sqlite().await;
-    api.person("alice", Role::User).await;
+    api.person("alice", RoleName::USER).await;
     let body = json!({ "username": "alice", "password": PASSWORD });
 
     let answer = api.call("", "POST", "/session", Some(body.clone())).await;
@@ -78,7 +78,7 @@ async fn a_cookie_is_for_pages_of_this_site_and_never_in_the_body() {
 #[tokio::test]
 async fn unknown_accounts_and_wrong_passwords_are_told_apart_by_nothing() {
     let api = Api::sqlite().await;
-    api.person("alice", Role::User).await;
+    api.person("alice", RoleName::USER).await;
 
     for (name, password) in
         [("alice", "wrong"), ("nobody", PASSWORD), ("../x", PASSWORD), ("", ""), ("alice", "")]
@@ -95,8 +95,8 @@ async fn unknown_accounts_and_wrong_passwords_are_told_apart_by_nothing() {
 #[tokio::test]
 async fn guessing_is_slowed_down_and_time_heals_it() {
     let api = Api::sqlite().await;
-    api.person("alice", Role::User).await;
-    api.person("bob", Role::User).await;
+    api.person("alice", RoleName::USER).await;
+    api.person("bob", RoleName::USER).await;
     for _ in 0..5 {
         assert_eq!(try_login(&api, "alice", "wrong").await.code(), 401);
     }
@@ -115,7 +115,7 @@ async fn guessing_is_slowed_down_and_time_heals_it() {
 async fn an_idle_and_an_old_session_end() {
     for api in Api::engines().await {
         let rules = api.ctx.authz.sessions;
-        let idle = api.person("alice", Role::User).await;
+        let idle = api.person("alice", RoleName::USER).await;
         api.clock.advance(rules.idle);
         assert_eq!(api.call(&idle, "GET", "/session", None).await.code(), 401);
 
@@ -139,7 +139,7 @@ async fn an_idle_and_an_old_session_end() {
 #[tokio::test]
 async fn a_new_password_of_ones_own_ends_the_other_sessions_alone() {
     for api in Api::engines().await {
-        let (here, there) = (api.person("alice", Role::User).await, api.log_in("alice").await);
+        let (here, there) = (api.person("alice", RoleName::USER).await, api.log_in("alice").await);
         let change = async |current: &str, new: &str| {
             let body = json!({ "current_password": current, "new_password": new });
             api.call(&here, "PUT", "/me/password", Some(body)).await
@@ -206,7 +206,7 @@ async fn a_grant_that_is_held_for_long_does_not_outlive_its_session_or_role() {
     use crate::authz::{Actor, Grant};
 
     let api = Api::sqlite().await;
-    let token = api.person("root", Role::Admin).await;
+    let token = api.person("root", RoleName::ADMIN).await;
     let session = api.call(&token, "GET", "/session", None).await;
     let hash = crate::authz::actor::token_hash(&token);
     let row: SessionId = api
@@ -219,7 +219,7 @@ async fn a_grant_that_is_held_for_long_does_not_outlive_its_session_or_role() {
     let actor = Actor {
         id: session.text("/user/id").parse().unwrap(),
         name: "root".to_owned(),
-        role: Role::Admin,
+        role: Role::admin(),
         session: row.id,
         expires_at: api.ctx.clock.now().plus(Duration::from_secs(60)),
         must_change_password: false,

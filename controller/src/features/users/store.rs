@@ -4,7 +4,7 @@ use tianqi_common::clock::UnixMillis;
 use tianqi_common::id::UserId;
 
 use super::model::UserQuery;
-use crate::authz::Role;
+use crate::authz::RoleName;
 use crate::authz::account::{Account, AccountRow, COLUMNS};
 use crate::core::db::{Db, DbError, Filter, Tx, args, row};
 use crate::core::page::Paging;
@@ -21,14 +21,13 @@ pub(super) async fn page(
 ) -> Result<(Vec<Account>, i64), DbError> {
     let (condition, args) = Filter::new()
         .contains("name", query.name.as_deref())
-        .equals("role", query.role.map(Role::as_str))
+        .equals("role", query.role.as_deref())
         .equals("disabled", query.disabled)
         .build();
     let total = db.number(&format!("select count(*) from users{condition}"), args.clone()).await?;
     let sql = format!("select {COLUMNS} from users{condition}{}", paging.sql());
     let rows: Vec<AccountRow> = db.all(&sql, args).await?;
-    let accounts: Result<_, _> = rows.into_iter().map(AccountRow::account).collect();
-    Ok((accounts?, total))
+    Ok((rows.into_iter().map(AccountRow::account).collect(), total))
 }
 
 /// Locks every admin who can log in, in id order, and returns who they are. It comes first in each
@@ -36,14 +35,14 @@ pub(super) async fn page(
 pub(super) async fn lock_admins(tx: &mut Tx) -> Result<Vec<UserId>, DbError> {
     const SQL: &str =
         "select id from users where role = $1 and disabled = $2 order by id for update";
-    let rows: Vec<IdRow> = tx.all(SQL, args![Role::Admin.as_str(), false]).await?;
+    let rows: Vec<IdRow> = tx.all(SQL, args![RoleName::ADMIN.as_str(), false]).await?;
     Ok(rows.into_iter().map(|row| UserId(row.id)).collect())
 }
 
 /// Returns one account, locked until the transaction ends.
 pub(super) async fn lock(tx: &mut Tx, id: UserId) -> Result<Option<Account>, DbError> {
     let sql = format!("select {COLUMNS} from users where id = $1 for update");
-    tx.first::<AccountRow>(&sql, args![id]).await?.map(AccountRow::account).transpose()
+    Ok(tx.first::<AccountRow>(&sql, args![id]).await?.map(AccountRow::account))
 }
 
 /// Writes what may be changed of an account.

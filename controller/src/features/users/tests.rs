@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::authz::Role;
+use crate::authz::RoleName;
 use crate::core::db::args;
 use crate::core::event::Event;
 use crate::testing::{Api, PASSWORD};
@@ -22,7 +22,7 @@ async fn own_id(api: &Api, token: &str) -> String {
 #[tokio::test]
 async fn an_account_is_made_read_listed_changed_and_deleted() {
     for api in Api::engines().await {
-        let admin = api.person("root", Role::Admin).await;
+        let admin = api.person("root", RoleName::ADMIN).await;
         let id = made(&api, &admin, "alice", "user").await;
         made(&api, &admin, "bob", "auditor").await;
 
@@ -50,7 +50,7 @@ async fn an_account_is_made_read_listed_changed_and_deleted() {
 #[tokio::test]
 async fn bad_accounts_are_refused_with_what_to_write_instead() {
     let api = Api::sqlite().await;
-    let admin = api.person("root", Role::Admin).await;
+    let admin = api.person("root", RoleName::ADMIN).await;
     let with = |field: &str, value: Value| {
         let mut body = json!({ "name": "alice", "password": PASSWORD });
         body[field] = value;
@@ -84,7 +84,7 @@ async fn bad_accounts_are_refused_with_what_to_write_instead() {
 #[tokio::test]
 async fn an_owner_of_instances_the_caller_and_the_last_admin_cannot_be_deleted() {
     for api in Api::engines().await {
-        let admin = api.person("root", Role::Admin).await;
+        let admin = api.person("root", RoleName::ADMIN).await;
         let (me, other) = (own_id(&api, &admin).await, made(&api, &admin, "bob", "user").await);
         const INSTANCE: &str = "insert into instances (id, owner_id, name, live_name, image_id, \
              spec_id, image_address, spec, environment, restart_policy, priority, remark, desired, \
@@ -114,8 +114,10 @@ async fn an_owner_of_instances_the_caller_and_the_last_admin_cannot_be_deleted()
 #[tokio::test]
 async fn two_admins_who_delete_each_other_at_once_leave_one() {
     for api in Api::engines().await {
-        let (a, b) =
-            (api.person("root-a", Role::Admin).await, api.person("root-b", Role::Admin).await);
+        let (a, b) = (
+            api.person("root-a", RoleName::ADMIN).await,
+            api.person("root-b", RoleName::ADMIN).await,
+        );
         let (path_a, path_b) = (
             format!("/users/{}", own_id(&api, &a).await),
             format!("/users/{}", own_id(&api, &b).await),
@@ -135,8 +137,8 @@ async fn two_admins_who_delete_each_other_at_once_leave_one() {
 #[tokio::test]
 async fn disabling_or_resetting_an_account_ends_its_sessions_and_says_so() {
     for api in Api::engines().await {
-        let admin = api.person("root", Role::Admin).await;
-        let alice = api.person("alice", Role::User).await;
+        let admin = api.person("root", RoleName::ADMIN).await;
+        let alice = api.person("alice", RoleName::USER).await;
         let id = own_id(&api, &alice).await;
         let mut events = api.ctx.events.listen();
 
@@ -165,9 +167,9 @@ async fn disabling_or_resetting_an_account_ends_its_sessions_and_says_so() {
 #[tokio::test]
 async fn nobody_and_the_wrong_roles_get_past_no_operation_of_the_room() {
     let api = Api::sqlite().await;
-    let admin = api.person("root", Role::Admin).await;
-    let user = api.person("alice", Role::User).await;
-    let auditor = api.person("ada", Role::Auditor).await;
+    let admin = api.person("root", RoleName::ADMIN).await;
+    let user = api.person("alice", RoleName::USER).await;
+    let auditor = api.person("ada", RoleName::AUDITOR).await;
     let id = made(&api, &admin, "bob", "user").await;
     let (one, password) = (format!("/users/{id}"), format!("/users/{id}/password"));
     let body = || Some(json!({ "password": PASSWORD, "name": "carol" }));

@@ -8,7 +8,7 @@ use crate::testing::Api;
 #[tokio::test]
 async fn an_admin_makes_a_token_a_machine_joins_and_the_node_is_changed_and_removed() {
     let api = Api::sqlite().await;
-    let admin = api.person("root1", Role::Admin).await;
+    let admin = api.person("root1", RoleName::ADMIN).await;
     let wanted = json!({ "description": "rack 1", "max_uses": 2 });
     let made = api.call(&admin, "POST", "/join-tokens", Some(wanted)).await;
     assert_eq!(made.code(), 201, "{made:?}");
@@ -45,8 +45,8 @@ async fn an_admin_makes_a_token_a_machine_joins_and_the_node_is_changed_and_remo
 #[tokio::test]
 async fn only_admins_write_and_only_they_see_join_tokens() {
     let api = Api::sqlite().await;
-    let user = api.person("alice", Role::User).await;
-    let auditor = api.person("audit1", Role::Auditor).await;
+    let user = api.person("alice", RoleName::USER).await;
+    let auditor = api.person("audit1", RoleName::AUDITOR).await;
 
     for (token, method, path, code) in [
         ("", "GET", "/nodes", 401),

@@ -17,7 +17,7 @@ use super::Directory;
 use super::tokens::{self, CreateJoinToken};
 use crate::authz::policy::Permission;
 use crate::authz::resource::{NodeRef, Resource};
-use crate::authz::{Actor, Anything, Grant, Role};
+use crate::authz::{Actor, Anything, Grant, Role, RoleName};
 use crate::core::db::testing::{databases, sqlite};
 use crate::core::db::{Db, args, row};
 use crate::features::Ctx;
@@ -97,7 +97,7 @@ fn admin() -> Actor {
     Actor {
         id: UserId::new(),
         name: "admin".to_owned(),
-        role: Role::Admin,
+        role: Role::admin(),
         session: Uuid::now_v7(),
         expires_at: NOW,
         must_change_password: false,
