@@ -23,7 +23,7 @@ cargo build --locked "$@" -p tianqi-controller -p tianqi-agent \
     --bin tianqi-controller --bin tianqi-agent
 lay tianqi-controller
 lay tianqi-agent
-cargo rustc --locked "$@" -p tianqi-agent --bin tianqi-guest -- -C target-feature=+crt-static
+cargo rustc --locked "$@" -p tianqi-guest --bin tianqi-guest -- -C target-feature=+crt-static
 lay tianqi-guest
 if ldd "$folder/tianqi-guest" 2>/dev/null | grep -q '=>'; then
     echo "tianqi-guest is not static" >&2
