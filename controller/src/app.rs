@@ -241,6 +241,7 @@ fn rooms() -> OpenApiRouter<Ctx> {
         .merge(features::images::router())
         .merge(features::instances::router())
         .merge(features::nodes::router())
+        .merge(features::quotas::router())
         .merge(features::roles::router())
         .merge(features::specs::router())
         .merge(features::telemetry::router())

@@ -43,6 +43,7 @@ impl World {
             "instances" => self.on_instances(operation).await,
             "users" => self.on_users(operation).await,
             "roles" => self.on_roles(operation).await,
+            "quotas" => self.on_quotas(operation).await,
             "nodes" | "join-tokens" => self.on_nodes(operation).await,
             "session" | "me" => return self.on_oneself(operation).await,
             _ => panic!("no call of {operation:?} is known: add one here"),
@@ -122,6 +123,20 @@ impl World {
             _ => panic!("no call of {operation:?} is known: add one here"),
         };
         (text(&self.admin.post("/roles", &role).await, "name"), body)
+    }
+
+    /// Sets and removes quotas of an account, or of a role, that has one.
+    async fn on_quotas(&self, operation: &Operation) -> (String, Value) {
+        let id = if operation.template.starts_with("/quotas/roles") {
+            "auditor".to_owned()
+        } else {
+            let account = json!({ "name": format!("u{}", unique()), "password": PASSWORD });
+            text(&self.admin.post("/users", &account).await, "id")
+        };
+        let request = self.admin.request(reqwest::Method::PUT, &operation.path(&id));
+        let before = request.json(&json!({ "gpus": 1 })).send().await.unwrap();
+        assert!(before.status().is_success(), "{operation:?}: {}", before.status());
+        (id, json!({ "instances": 3 }))
     }
 
     async fn on_nodes(&self, operation: &Operation) -> (String, Value) {

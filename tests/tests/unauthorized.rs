@@ -49,6 +49,14 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("get", "/join-tokens", "join_tokens:write"),
     ("post", "/join-tokens", "join_tokens:write"),
     ("delete", "/join-tokens/{id}", "join_tokens:write"),
+    ("get", "/quotas", "quotas:read"),
+    ("get", "/quotas/users/{id}", "quotas:read"),
+    ("put", "/quotas/users/{id}", "quotas:write"),
+    ("delete", "/quotas/users/{id}", "quotas:write"),
+    ("get", "/quotas/roles/{id}", "quotas:read"),
+    ("put", "/quotas/roles/{id}", "quotas:write"),
+    ("delete", "/quotas/roles/{id}", "quotas:write"),
+    ("get", "/me/quota", "me:quota"),
     ("get", "/permissions", "roles:read"),
     ("get", "/roles", "roles:read"),
     ("post", "/roles", "roles:write"),
@@ -150,18 +158,21 @@ impl World {
     async fn target(&self, operation: &Operation) -> String {
         let unique = uuid::Uuid::now_v7().simple().to_string();
         let name = &unique[unique.len() - 20..];
-        match operation.template.split('/').nth(1).unwrap() {
+        let mut parts = operation.template.split('/').skip(1);
+        match parts.next().unwrap() {
+            "quotas" => {
+                let whose = parts.next().unwrap();
+                let id = self.subject(whose, name).await;
+                let path = format!("/quotas/{whose}/{id}");
+                let (status, answer) =
+                    self.admin.try_call(Method::PUT, &path, Some(&json!({ "gpus": 1 }))).await;
+                assert!(status.is_success(), "{answer}");
+                id
+            }
             "images" => self.admin.create_image(name, "tianqi/busybox:1").await,
             "specs" => self.admin.create_cpu_spec(name).await,
-            "roles" => {
-                let role = json!({ "name": format!("r{name}"), "permissions": [] });
-                text(&self.admin.post("/roles", &role).await, "name")
-            }
+            kind @ ("roles" | "users") => self.subject(kind, name).await,
             "instances" => self.owner.create_instance(name, &self.image, &self.spec).await,
-            "users" => {
-                let account = json!({ "name": format!("u{name}"), "password": PASSWORD });
-                text(&self.admin.post("/users", &account).await, "id")
-            }
             "join-tokens" => text(&self.join_token().await, "id"),
             "nodes" => {
                 let token = text(&self.join_token().await, "token");
@@ -170,6 +181,16 @@ impl World {
             }
             other => panic!("nothing is known of /{other}: say here how one is made"),
         }
+    }
+
+    /// Makes an account or a role and returns its id.
+    async fn subject(&self, kind: &str, name: &str) -> String {
+        if kind == "roles" {
+            let role = json!({ "name": format!("r{name}"), "permissions": [] });
+            return text(&self.admin.post("/roles", &role).await, "name");
+        }
+        let account = json!({ "name": format!("u{name}"), "password": PASSWORD });
+        text(&self.admin.post("/users", &account).await, "id")
     }
 
     async fn join_token(&self) -> Value {

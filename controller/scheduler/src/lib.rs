@@ -7,6 +7,7 @@ mod explain;
 mod feasible;
 mod index;
 mod model;
+pub mod quota;
 mod reason;
 mod reconcile;
 mod room;

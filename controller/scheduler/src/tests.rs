@@ -3,6 +3,7 @@
 mod cases;
 mod invariants;
 mod queue;
+mod quota;
 mod refusals;
 
 use proptest::collection::vec;

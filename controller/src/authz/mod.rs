@@ -11,6 +11,7 @@ pub mod first_start;
 pub mod login;
 pub mod password;
 pub mod policy;
+pub mod quota;
 pub mod resource;
 pub mod role;
 pub mod session;

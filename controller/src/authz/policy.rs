@@ -83,6 +83,9 @@ permissions! {
     "Set the priority of instances in the queue." "instances:priority" InstancesPriority: user None, auditor None;
     "List roles and read what they allow." "roles:read" RolesRead: user None, auditor All;
     "Create, change and delete roles, as far as one's own role reaches." "roles:write" RolesWrite: user None, auditor None;
+    "See one's own quota and what counts towards it." "me:quota" MeQuota: user Own, auditor Own;
+    "Read quotas and what everybody uses of them." "quotas:read" QuotasRead: user None, auditor All;
+    "Set and remove the quotas of accounts and roles." "quotas:write" QuotasWrite: user None, auditor None;
     "Read what was done, by whom." "audit:read" AuditRead: user None, auditor All;
 }
 

@@ -304,7 +304,9 @@ mod tests {
     fn a_role_that_is_gone_leaves_what_everybody_has_and_a_broken_row_is_told() {
         let gone = Role::of_row("gone", None).unwrap();
 
-        assert_eq!(gone.allowances().len(), 2, "{:?}", gone.allowances());
+        let everybodys = PERMISSIONS.iter().filter(|info| info.is_everybodys()).count();
+        assert_eq!(gone.allowances().len(), everybodys, "{:?}", gone.allowances());
+        assert!(gone.allowances().iter().all(|allowance| allowance.reach == AllowedReach::Own));
         assert!(Role::of_row("broken", Some("{")).is_err());
     }
 }

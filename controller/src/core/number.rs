@@ -10,6 +10,8 @@ use utoipa::openapi::{ObjectBuilder, RefOr, Schema, Type};
 const MONEY_MAX: i64 = 1_000_000 * 1_000_000;
 /// Most cores of one machine, in millicores; far above what exists.
 const CORES_MAX: u64 = 4_096 * 1_000;
+/// Most cores of many machines together, in millicores: a million cores.
+const TOTAL_CORES_MAX: u64 = 1_000_000 * 1_000;
 
 /// Money in micro-units (a millionth), written as decimal text such as `"1.25"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +34,9 @@ pub enum NumberError {
         "{0} is not a number of cores; write 0.001 to 4096 with at most 3 decimals, such as 0.5"
     )]
     Cores(String),
+    /// Not a number of cores of many machines.
+    #[error("{0} is not a number of cores; write 0 to 1000000 with at most 3 decimals")]
+    TotalCores(String),
 }
 
 impl Money {
@@ -78,6 +83,18 @@ impl CpuCores {
         match scaled(text, 1_000).and_then(|millis| millis.to_u64()) {
             Some(millis) if (1..=CORES_MAX).contains(&millis) => Ok(Self(Millicores(millis))),
             _ => Err(NumberError::Cores(text.chars().take(40).collect())),
+        }
+    }
+
+    /// Reads a JSON number's text as the cores of many machines, none included.
+    ///
+    /// # Errors
+    ///
+    /// [`NumberError::TotalCores`].
+    pub fn parse_total(text: &str) -> Result<Self, NumberError> {
+        match scaled(text, 1_000).and_then(|millis| millis.to_u64()) {
+            Some(millis) if millis <= TOTAL_CORES_MAX => Ok(Self(Millicores(millis))),
+            _ => Err(NumberError::TotalCores(text.chars().take(40).collect())),
         }
     }
 
@@ -193,6 +210,11 @@ mod tests {
         }
         assert_eq!(Money::parse("1.25"), Ok(Money(1_250_000)));
         assert_eq!(CpuCores::parse("0.5"), Ok(CpuCores(Millicores(500))));
+        assert_eq!(CpuCores::parse_total("0"), Ok(CpuCores(Millicores(0))));
+        assert_eq!(CpuCores::parse_total("1000000"), Ok(CpuCores(Millicores(1_000_000_000))));
+        assert!(
+            ["-1", "0.0001", "1000000.001"].iter().all(|it| CpuCores::parse_total(it).is_err())
+        );
         assert!(serde_json::from_str::<Money>("1.25").is_err(), "a float was taken for money");
     }
 }

@@ -4,6 +4,7 @@ pub mod audit;
 pub mod images;
 pub mod instances;
 pub mod nodes;
+pub mod quotas;
 pub mod roles;
 pub mod specs;
 pub mod system;

@@ -9,6 +9,7 @@
 
 mod migrate;
 mod row;
+mod source;
 mod statement;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -22,6 +23,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{MySql, MySqlPool, PgPool, Postgres, Sqlite, SqlitePool, Transaction};
 
 pub use row::Row;
+pub use source::Source;
 pub use statement::{Filter, Value};
 
 pub(crate) use row::row;

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 use tianqi_common::clock::UnixMillis;
-use tianqi_common::id::{InstanceId, NodeId};
+use tianqi_common::id::{InstanceId, NodeId, UserId};
+use tianqi_scheduler::quota::Amounts;
 use tianqi_scheduler::{Snapshot, place};
 use uuid::Uuid;
 
@@ -12,6 +13,7 @@ use super::change::Change;
 use super::lifecycle::{self, Desired, Event, Next, Phase, State};
 use super::model::{NewInstance, PatchInstance, SpecSnapshot, check_name, check_remark};
 use super::model::{Origin, container_name};
+use super::quota::{self, Wanted};
 use super::store::{self, Instance, Why};
 use super::{catalogue, fleet};
 use crate::authz::policy::{
@@ -20,7 +22,7 @@ use crate::authz::policy::{
 use crate::authz::resource::{InstanceRef, Resource};
 use crate::authz::{Actor, Anything, Grant, Reach};
 use crate::core::audit::{self, Doer, Entry, Outcome};
-use crate::core::db::{DbError, Tx};
+use crate::core::db::{Db, DbError, Tx};
 use crate::core::error::{Problem, Result};
 use crate::core::event;
 use crate::core::idempotency::{self, Claim, RequestKey};
@@ -76,7 +78,7 @@ impl Verb {
 /// # Errors
 ///
 /// `no_such_image`, `no_such_spec`, `no_such_node`, `not_listed`, `image_cannot_slice` (422),
-/// `name_taken`, `no_capacity` (409), `priority_forbidden` (403).
+/// `name_taken`, `quota_exceeded`, `no_capacity` (409), `priority_forbidden` (403).
 pub async fn create(
     ctx: &Ctx,
     grant: &Grant<Anything, InstancesCreate>,
@@ -90,6 +92,11 @@ pub async fn create(
     }
     let origin = catalogue::origin(&ctx.db, &new, actor).await?;
     if new.fail_if_full {
+        // Somebody who may not have it at all is not told to wait for room.
+        let wanted = Wanted::by_new(origin.owner, &origin.spec);
+        if let Some(problem) = wanted.foreseen(&ctx.db).await? {
+            return Err(problem);
+        }
         refuse_when_full(ctx, &origin.spec, new.node, &origin.image_address).await?;
     }
     let instance = queued(new, origin, ctx.clock.now());
@@ -189,9 +196,13 @@ async fn write_new(
     key: Option<&RequestKey>,
 ) -> Result<Claim, Failure> {
     let mut tx = ctx.db.begin().await?;
+    let refused = Wanted::by_new(it.owner, &it.spec).refusal(&mut tx).await?;
     let claim = idempotency::claim(&mut tx, actor.id, key, it.id.0, it.created_at).await;
     if let again @ Claim::Again(_) = claim.map_err(Failure::Problem)? {
         return Ok(again);
+    }
+    if let Some(problem) = refused {
+        return Err(Failure::Problem(problem));
     }
     match store::insert(&mut tx, it).await {
         Err(DbError::Duplicate(_)) => return Err(Failure::Problem(name_taken(&it.name))),
@@ -232,7 +243,7 @@ async fn record(
 ///
 /// # Errors
 ///
-/// `not_possible` (409) with what is possible now.
+/// `not_possible` (409) with what is possible now, `quota_exceeded` (409).
 pub async fn steer(
     ctx: &Ctx,
     grant: &Grant<InstanceRef, InstancesWrite>,
@@ -285,8 +296,8 @@ async fn act(
                 return Ok(change.after);
             }
             Ok(false) => {}
-            Err(error) if error.is_retryable() => {}
-            Err(error) => return Err(error.into()),
+            Err(Failure::Db(error)) if error.is_retryable() => {}
+            Err(failure) => return Err(failure.into()),
         }
     }
     let detail = "others change this instance at the same time; try again";
@@ -326,22 +337,36 @@ async fn write_act(
     doer: &Doer,
     action: &'static str,
     verb: Verb,
-) -> Result<bool, DbError> {
-    let (now, id) = (ctx.clock.now(), change.before.id);
+) -> Result<bool, Failure> {
+    let (now, id, before) = (ctx.clock.now(), change.before.id, &change.before);
     let mut tx = ctx.db.begin().await?;
-    // The node's row is locked first, as everywhere, so that nobody waits in a circle.
-    if let Some(node) = change.before.node {
+    if let Some(wanted) = Wanted::by_step(before, change.after.state)
+        && let Some(problem) = wanted.refusal(&mut tx).await?
+    {
+        return Err(Failure::Problem(problem));
+    }
+    // The node's row is locked before the instance's, as everywhere, so that nobody waits in a circle.
+    if let Some(node) = before.node {
         store::touch_nodes(&mut tx, &BTreeSet::from([node])).await?;
     }
     if !change.write(&mut tx, now).await? {
         return Ok(false);
     }
-    if verb == Verb::Delete && change.before.node.is_none() {
+    if verb == Verb::Delete && before.node.is_none() {
         store::bury(&mut tx, id, now).await?;
     }
     record(&mut tx, doer, action, id, now, json!({ "verb": verb.word() })).await?;
     tx.commit().await?;
     Ok(true)
+}
+
+/// Returns what an account uses of its quota.
+///
+/// # Errors
+///
+/// [`DbError`] when the engine refuses.
+pub async fn usage(db: &Db, owner: UserId) -> Result<Amounts, DbError> {
+    quota::usage(db, owner, None).await
 }
 
 /// Changes name and remark.

@@ -20,6 +20,7 @@ mod lifecycle_tests;
 mod logs;
 pub mod model;
 mod placements;
+mod quota;
 mod routes;
 pub mod store;
 #[cfg(test)]

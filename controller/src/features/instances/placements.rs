@@ -1,12 +1,13 @@
 //! Where a request would go, and why not elsewhere: the same answer that the create would get.
 
 use serde::Deserialize;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use tianqi_common::id::NodeId;
 use tianqi_scheduler::{Snapshot, explain};
 use utoipa::IntoParams;
 use uuid::Uuid;
 
+use super::quota::Wanted;
 use super::{catalogue, fleet};
 use crate::authz::policy::PlacementsRead;
 use crate::authz::{Anything, Grant};
@@ -25,7 +26,8 @@ pub struct PlacementQuery {
     pub node_id: Option<Uuid>,
 }
 
-/// Looks at every node for a request.
+/// Looks at every node for a request. Under `refused` it says why the create would be refused although
+/// it fits, or null.
 ///
 /// # Errors
 ///
@@ -39,5 +41,12 @@ pub async fn candidates(
     let snapshot = Snapshot::new(fleet::all_nodes(&ctx.db).await?);
     let request = chosen.spec.request(query.node_id.map(NodeId), &chosen.image_address);
     let explanation = explain(&snapshot, &request);
-    serde_json::to_value(explanation).map_err(|error| Problem::internal(&error))
+    let mut answer =
+        serde_json::to_value(explanation).map_err(|error| Problem::internal(&error))?;
+    let wanted = Wanted::by_new(grant.actor().id, &chosen.spec);
+    let refused = wanted.foreseen(&ctx.db).await?;
+    answer["refused"] = json!(refused.map(|problem| {
+        json!({ "code": problem.code, "detail": problem.detail, "data": problem.data })
+    }));
+    Ok(answer)
 }
