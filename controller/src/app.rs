@@ -30,7 +30,7 @@ use crate::core::event::Events;
 use crate::core::http::{BODY_LIMIT, TrustedProxies, frame_request, no_such_method, no_such_path};
 use crate::core::idempotency;
 use crate::core::job::Jobs;
-use crate::core::seal::Seal;
+use crate::core::seal::{Seal, rotate};
 use crate::core::tls::{self, TlsListener};
 use crate::features::telemetry::live::Live;
 use crate::features::{self, Clock, Ctx};
@@ -217,6 +217,9 @@ async fn open(config: Config, clock: SharedClock) -> Result<Ctx> {
 /// When the master key or the agents' authority cannot be opened.
 pub(crate) async fn assemble(db: Db, config: Config, clock: SharedClock) -> Result<Ctx> {
     let seal = Seal::open_or_create(&config.data_dir.join("master.key"))?;
+    if let Err(error) = rotate::resume(&db, &seal, features::SEALED).await {
+        tracing::error!(error = %Chain(&error), "the master key is still being exchanged");
+    }
     let authz = Authz::start(db.clone(), clock.clone(), &config);
     let agent = Duration::from_secs(u64::from(config.agents.certificate_days) * 24 * 3_600);
     let lifetimes = Lifetimes { agent, ..Lifetimes::default() };
