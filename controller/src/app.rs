@@ -9,9 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::extract::connect_info::Connected;
 use axum::middleware::from_fn_with_state;
-use axum::serve::{IncomingStream, Listener, ListenerExt};
 use tianqi_common::clock::SharedClock;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -27,11 +25,14 @@ use crate::core::ca::{self, Lifetimes};
 use crate::core::db::Db;
 use crate::core::error::Chain;
 use crate::core::event::Events;
-use crate::core::http::{BODY_LIMIT, TrustedProxies, frame_request, no_such_method, no_such_path};
+use crate::core::http::proxy::TrustedProxies;
+use crate::core::http::rate::Limiter;
+use crate::core::http::server::{self, PortLimits};
+use crate::core::http::{BODY_LIMIT, Frame, frame_request, no_such_method, no_such_path};
 use crate::core::idempotency;
 use crate::core::job::Jobs;
-use crate::core::seal::Seal;
-use crate::core::tls::{self, TlsListener};
+use crate::core::seal::{Seal, rotate};
+use crate::core::tls;
 use crate::features::telemetry::live::Live;
 use crate::features::{self, Clock, Ctx};
 use crate::link::{Link, LinkConfig, LinkParts, samples};
@@ -83,26 +84,7 @@ pub async fn start(config: Config, clock: SharedClock) -> Result<Running> {
     let agents = serve_agents(&ctx, &jobs, &cancel, &tasks).await?;
     forget_old_rows(&ctx, &jobs).await?;
 
-    let listener = TcpListener::bind(ctx.config.http.listen)
-        .await
-        .with_context(|| format!("http.listen: cannot listen on {}", ctx.config.http.listen))?;
-    let http = listener.local_addr()?;
-    let tls = match (&ctx.config.http.tls_cert, &ctx.config.http.tls_key) {
-        (Some(certificate), Some(key)) => Some(tls::read(certificate, key)?),
-        _ => None,
-    };
-    let stop = cancel.clone().cancelled_owned();
-    match tls {
-        Some(acceptor) => {
-            let listener = TlsListener::new(listener, acceptor)?;
-            tasks.spawn(serve_api(listener.tap_io(|_| ()), router(&ctx), stop));
-        }
-        None => {
-            // Keystrokes are small: they must not wait to be sent together.
-            let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-            tasks.spawn(serve_api(listener, router(&ctx), stop));
-        }
-    }
+    let http = serve_api(&ctx, &cancel, &tasks).await?;
     tasks.spawn(admin::listen(ctx.clone(), cancel.clone())?);
     let ending = cancel.clone();
     tasks.spawn(async move {
@@ -182,15 +164,33 @@ async fn forget_old_rows(ctx: &Ctx, jobs: &Jobs) -> Result<()> {
     Ok(jobs.add("forget-old-rows", HOURLY, work).await?)
 }
 
-async fn serve_api<L>(listener: L, router: Router, stop: impl Future<Output = ()> + Send + 'static)
-where
-    L: Listener<Addr = SocketAddr>,
-    SocketAddr: for<'a> Connected<IncomingStream<'a, L>>,
-{
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(stop).await {
-        tracing::error!(%error, "the API stopped serving");
+/// Listens for people and programs, with TLS when the configuration names a certificate.
+async fn serve_api(
+    ctx: &Ctx,
+    cancel: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<SocketAddr> {
+    let http = &ctx.config.http;
+    let listener = TcpListener::bind(http.listen)
+        .await
+        .with_context(|| format!("http.listen: cannot listen on {}", http.listen))?;
+    let address = listener.local_addr()?;
+    let files = match (&http.tls_cert, &http.tls_key) {
+        (Some(certificate), Some(key)) => Some(tls::Files::read(certificate, key)?),
+        _ => None,
+    };
+    let current = files.as_ref().map(tls::Files::current);
+    if let Some(files) = files {
+        tasks.spawn(files.watch(cancel.clone()));
     }
+    let limits = PortLimits {
+        head_time: Duration::from_secs(http.head_seconds.into()),
+        connections: usize::try_from(http.connections)?,
+        connections_per_address: usize::try_from(http.connections_per_address)?,
+        proxies: TrustedProxies(http.trusted_proxies.clone()),
+    };
+    tasks.spawn(server::serve(listener, current, router(ctx), limits, cancel.clone()));
+    Ok(address)
 }
 
 fn make_data_dir(path: &Path) -> Result<()> {
@@ -217,6 +217,9 @@ async fn open(config: Config, clock: SharedClock) -> Result<Ctx> {
 /// When the master key or the agents' authority cannot be opened.
 pub(crate) async fn assemble(db: Db, config: Config, clock: SharedClock) -> Result<Ctx> {
     let seal = Seal::open_or_create(&config.data_dir.join("master.key"))?;
+    if let Err(error) = rotate::resume(&db, &seal, features::SEALED).await {
+        tracing::error!(error = %Chain(&error), "the master key is still being exchanged");
+    }
     let authz = Authz::start(db.clone(), clock.clone(), &config);
     let agent = Duration::from_secs(u64::from(config.agents.certificate_days) * 24 * 3_600);
     let lifetimes = Lifetimes { agent, ..Lifetimes::default() };
@@ -266,11 +269,19 @@ fn split() -> (Router<Ctx>, utoipa::openapi::OpenApi) {
 /// Makes the whole HTTP service; tests call it without a port.
 pub fn router(ctx: &Ctx) -> Router {
     let (api, description) = split();
-    let proxies = TrustedProxies(ctx.config.http.trusted_proxies.clone());
+    let public_origin = ctx.config.public_origin();
+    let frame = Frame {
+        proxies: TrustedProxies(ctx.config.http.trusted_proxies.clone()),
+        is_public_secure: public_origin.is_some_and(|origin| origin.starts_with("https:")),
+        time: Duration::from_secs(ctx.config.http.request_seconds.into()),
+        addresses: Limiter::new(ctx.config.limits.address()),
+        clock: ctx.clock.0.clone(),
+        seal: ctx.seal.clone(),
+    };
     api.merge(features::system::router(description))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(from_fn_with_state(proxies, frame_request))
+        .layer(from_fn_with_state(frame, frame_request))
         .with_state(ctx.clone())
 }

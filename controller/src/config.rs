@@ -2,11 +2,13 @@
 //!
 //! `TIANQI_` + section + `__` + key overrides a key: `TIANQI_HTTP__LISTEN`, `TIANQI_DATA_DIR`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::core::http::proxy::Network;
+use crate::core::http::rate::Rate;
 use crate::core::secret::Secret;
 
 /// Everything that can be set.
@@ -19,6 +21,8 @@ pub struct Config {
     pub database: Database,
     /// Console and API.
     pub http: Http,
+    /// How often people and programs may ask.
+    pub limits: Limits,
     /// Agents.
     pub agents: Agents,
     /// Sessions.
@@ -49,8 +53,31 @@ pub struct Http {
     pub tls_key: Option<PathBuf>,
     /// The address people type, such as `https://gpu.example.org`.
     pub public_url: Option<String>,
-    /// Proxies whose `x-forwarded-for` is believed.
-    pub trusted_proxies: Vec<IpAddr>,
+    /// Addresses and networks of proxies whose `x-forwarded-for` and `x-forwarded-proto` are
+    /// believed.
+    pub trusted_proxies: Vec<Network>,
+    /// Seconds that the head of a request may take, and that a connection may stand idle.
+    pub head_seconds: u32,
+    /// Seconds until the answer to a request begins; the body must have arrived by then.
+    pub request_seconds: u32,
+    /// Most connections at once.
+    pub connections: u32,
+    /// Most connections at once of one address that is no trusted proxy.
+    pub connections_per_address: u32,
+}
+
+/// `[limits]`: requests per second in the long run, and how many at once. 0 per second is no limit.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Of one address (IPv6: of one /64).
+    pub address_per_second: u32,
+    /// Of one address at once.
+    pub address_burst: u32,
+    /// Of one account.
+    pub account_per_second: u32,
+    /// Of one account at once.
+    pub account_burst: u32,
 }
 
 /// `[agents]`
@@ -102,6 +129,7 @@ impl Default for Config {
             data_dir: PathBuf::from("/var/lib/tianqi"),
             database: Database::default(),
             http: Http::default(),
+            limits: Limits::default(),
             agents: Agents::default(),
             sessions: Sessions::default(),
             log: Log::default(),
@@ -133,7 +161,67 @@ impl Default for Http {
             tls_key: None,
             public_url: None,
             trusted_proxies: Vec::new(),
+            head_seconds: 30,
+            request_seconds: 60,
+            connections: 8_192,
+            connections_per_address: 1_024,
         }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            address_per_second: 200,
+            address_burst: 1_000,
+            account_per_second: 100,
+            account_burst: 500,
+        }
+    }
+}
+
+impl Limits {
+    /// Lets everybody ask as often as they like.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { address_per_second: 0, account_per_second: 0, ..Self::default() }
+    }
+
+    /// Returns what one address may ask.
+    #[must_use]
+    pub fn address(&self) -> Rate {
+        Rate { per_second: self.address_per_second, burst: self.address_burst }
+    }
+
+    /// Returns what one account may ask.
+    #[must_use]
+    pub fn account(&self) -> Rate {
+        Rate { per_second: self.account_per_second, burst: self.account_burst }
+    }
+}
+
+impl Http {
+    fn check(&self) -> Result<(), ConfigError> {
+        let invalid =
+            |key, problem: &str| Err(ConfigError::Invalid { key, problem: problem.to_owned() });
+        if self.tls_cert.is_some() != self.tls_key.is_some() {
+            return invalid("http.tls_cert", "set tls_cert and tls_key both, or neither");
+        }
+        if let Some(url) = &self.public_url
+            && !(url.starts_with("https://") || url.starts_with("http://"))
+        {
+            return invalid("http.public_url", "must begin with https:// or http://");
+        }
+        if !(1..=3_600).contains(&self.head_seconds) {
+            return invalid("http.head_seconds", "must be 1 to 3600");
+        }
+        if !(1..=3_600).contains(&self.request_seconds) {
+            return invalid("http.request_seconds", "must be 1 to 3600");
+        }
+        if self.connections == 0 || self.connections_per_address == 0 {
+            return invalid("http.connections", "both limits of connections must be at least 1");
+        }
+        Ok(())
     }
 }
 
@@ -217,19 +305,15 @@ impl Config {
         if !matches!(engine, "" | "sqlite" | "postgres" | "postgresql" | "mysql" | "mariadb") {
             return invalid("database.url", "must begin with sqlite:, postgres: or mysql:");
         }
-        if self.http.tls_cert.is_some() != self.http.tls_key.is_some() {
-            return invalid("http.tls_cert", "set tls_cert and tls_key both, or neither");
+        self.http.check()?;
+        if self.limits.address_burst == 0 || self.limits.account_burst == 0 {
+            return invalid("limits", "a burst must be at least 1; 0 per second is no limit");
         }
         if !(1..=365).contains(&self.agents.certificate_days) {
             return invalid("agents.certificate_days", "must be 1 to 365");
         }
         if self.sessions.idle_minutes == 0 || self.sessions.absolute_hours == 0 {
             return invalid("sessions", "idle_minutes and absolute_hours must be at least 1");
-        }
-        if let Some(url) = &self.http.public_url
-            && !(url.starts_with("https://") || url.starts_with("http://"))
-        {
-            return invalid("http.public_url", "must begin with https:// or http://");
         }
         Ok(())
     }
@@ -287,6 +371,11 @@ mod tests {
         assert!(load("[http]\nlistne = \"x\"").is_err());
         let error = load("[http]\ntls_cert = \"/x\"").unwrap_err().to_string();
         assert!(error.contains("http.tls_cert"), "{error}");
+        let error = load("[http]\ntrusted_proxies = [\"10.0.0.0/99\"]").unwrap_err();
+        let error = format!("{:?}", anyhow::Error::from(error));
+        assert!(error.contains("10.0.0.0/99"), "{error}");
+        let error = load("[limits]\naddress_burst = 0").unwrap_err().to_string();
+        assert!(error.contains("limits"), "{error}");
         let error = load("[database]\nurl = \"oracle:x\"").unwrap_err().to_string();
         assert!(error.contains("database.url"), "{error}");
     }

@@ -17,7 +17,7 @@ use tower::ServiceExt;
 use crate::app;
 use crate::authz::RoleName;
 use crate::authz::account::{self, Account};
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::core::db::{Db, testing};
 use crate::core::secret::Secret;
 use crate::features::Ctx;
@@ -36,7 +36,8 @@ const ANSWER_LIMIT: usize = 16 << 20;
 /// When a key cannot be made.
 pub async fn ctx_on(db: Db, clock: SharedClock) -> Ctx {
     let data_dir = tempfile::tempdir().expect("temporary folder").keep();
-    let config = Config { data_dir, ..Config::default() };
+    // The clock stands still, so nothing that was used up would ever come back.
+    let config = Config { data_dir, limits: Limits::none(), ..Config::default() };
     app::assemble(db, config, clock).await.expect("keys in a temporary folder")
 }
 

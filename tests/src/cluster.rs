@@ -17,6 +17,9 @@ use crate::process::Process;
 
 /// The admin's password in every test controller.
 pub const ADMIN_PASSWORD: &str = "correct-horse-battery-staple";
+/// Settings under which one account at one address may ask as often as a test does.
+pub const UNLIMITED: [(&str, &str); 2] =
+    [("TIANQI_LIMITS__ADDRESS_PER_SECOND", "0"), ("TIANQI_LIMITS__ACCOUNT_PER_SECOND", "0")];
 /// Longest wait for a program to be ready.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -104,8 +107,21 @@ impl Cluster {
     /// its machine would.
     #[must_use]
     pub fn run(&self, args: &[&str]) -> Output {
+        self.command_of(args).output().expect("the controller's program runs")
+    }
+
+    /// Returns the same as a command, to start and watch.
+    #[must_use]
+    pub fn command_of(&self, args: &[&str]) -> Command {
         let mut command = self.command();
-        command.args(args).stdin(Stdio::null()).output().expect("the controller's program runs")
+        command.args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// Returns what the controller has written since its first start, running or not.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("controller.log")).unwrap_or_default()
     }
 
     /// Joins an agent by a fresh token, starts it, and waits until its Docker engine answers.
@@ -164,6 +180,7 @@ impl Cluster {
             .env("TIANQI_HTTP__LISTEN", &self.http)
             .env("TIANQI_AGENTS__LISTEN", &self.agents)
             .env("TIANQI_ADMIN_PASSWORD", ADMIN_PASSWORD)
+            .envs(UNLIMITED)
             .envs(self.settings.iter().map(|(key, value)| (key, value)));
         command
     }

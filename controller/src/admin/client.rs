@@ -12,7 +12,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::{Command, Reply, Request, socket_path, terminal};
+use super::{Command, Reply, Request, Secrets, socket_path, terminal};
 use crate::config::Config;
 use crate::serve::say;
 
@@ -70,6 +70,7 @@ fn request_of(command: Command) -> Result<Request> {
         }
         Command::Backup { file } => Request::Backup { file: absolute(file)? },
         Command::Restore { file } => Request::Restore { file: absolute(file)? },
+        Command::Secrets(Secrets::Rotate) => Request::RotateSecrets,
     })
 }
 

@@ -44,6 +44,16 @@ pub enum Command {
         /// A file written by `backup`.
         file: PathBuf,
     },
+    /// Secrets at rest.
+    #[command(subcommand)]
+    Secrets(Secrets),
+}
+
+/// `secrets …`
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Secrets {
+    /// Exchange the master key: seal every secret anew while the controller runs.
+    Rotate,
 }
 
 /// What a client asks.
@@ -53,6 +63,7 @@ enum Request {
     Exec { instance: String, argv: Vec<String>, pty: Option<PtySize> },
     Backup { file: PathBuf },
     Restore { file: PathBuf },
+    RotateSecrets,
 }
 
 /// What the server answers.

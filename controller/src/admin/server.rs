@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Reply, Request, backup, exec, socket_path};
 use crate::core::audit::{self, Doer, Entry, Outcome};
 use crate::core::event::Event;
-use crate::features::Ctx;
+use crate::core::seal::rotate::{self, Rotated};
+use crate::features::{self, Ctx};
 
 /// Commands at once; another waits.
 const MAX_COMMANDS: usize = 32;
@@ -82,6 +83,11 @@ async fn serve(ctx: Ctx, mut stream: UnixStream, restart: &CancellationToken) ->
             note(&ctx, "local:restore", &file.display().to_string(), &done).await?;
             done.map(|()| "the copy is in place; the controller starts again with it".to_owned())
         }
+        Request::RotateSecrets => {
+            let done = rotate_secrets(&ctx).await;
+            note(&ctx, "local:secrets-rotate", "", &done).await?;
+            done
+        }
     };
     let is_done = outcome.is_ok();
     let reply = outcome.map_or_else(|error| Reply::Failed(format!("{error:#}")), Reply::Done);
@@ -98,6 +104,21 @@ async fn reset_password(ctx: &Ctx, user: &str) -> Result<String> {
     ctx.events.send(Event::Revoked(account.id));
     let text = "to be changed at the next login; every session of the account has ended";
     Ok(format!("new password of {user}: {}\n{text}", password.expose()))
+}
+
+async fn rotate_secrets(ctx: &Ctx) -> Result<String> {
+    let Rotated { values, foreign } = rotate::rotate(&ctx.db, &ctx.seal, features::SEALED).await?;
+    let path = ctx.seal.path();
+    let mut text = format!(
+        "{values} secrets are sealed with a new master key, {}; copies of the database from before \
+         need the key of their time",
+        path.display()
+    );
+    if !foreign.is_empty() {
+        let list = foreign.join(", ");
+        text.push_str(&format!("\nsealed with another key and left as they were: {list}"));
+    }
+    Ok(text)
 }
 
 async fn note<T>(ctx: &Ctx, action: &'static str, target: &str, done: &Result<T>) -> Result<()> {

@@ -17,7 +17,7 @@ use crate::config::Sessions;
 use crate::core::audit::Doer;
 use crate::core::db::{args, row};
 use crate::core::error::{Problem, Result};
-use crate::core::http::RequestInfo;
+use crate::core::http::{RequestInfo, too_often};
 
 /// Name of the console's session cookie.
 pub const COOKIE_NAME: &str = "tianqi_session";
@@ -128,13 +128,15 @@ const TOUCH_EVERY: Duration = Duration::from_secs(60);
 /// # Errors
 ///
 /// `unauthorised` (401) without a live session, `foreign_origin` (403) when a cookie comes with a
-/// write or a WebSocket from another site.
+/// write or a WebSocket from another site, `too_many_requests` (429) when the account asks too often.
 pub(super) async fn authenticate(authz: &Authz, parts: &Parts) -> Result<Actor> {
     let (token, by_cookie) = presented_token(&parts.headers).ok_or_else(|| {
         Problem::unauthorised("unauthorised", "log in first: POST /api/v1/session")
     })?;
     check_origin(authz, parts, by_cookie)?;
     let row = live_session(authz, &token, by_cookie).await?.ok_or_else(ended)?;
+    let taken = authz.rates.take(UserId(row.user_id), authz.clock.monotonic());
+    taken.map_err(|wait| too_often("this account", wait))?;
     let now = authz.clock.now();
     if now.since(UnixMillis(row.last_used_at)) >= TOUCH_EVERY {
         let sql = "update sessions set last_used_at = $1 where id = $2";
@@ -186,30 +188,32 @@ fn presented_token(headers: &HeaderMap) -> Option<(String, bool)> {
 /// write or to open a WebSocket with it. A bearer token is never sent by itself; a foreign origin is
 /// refused with it all the same.
 fn check_origin(authz: &Authz, parts: &Parts, by_cookie: bool) -> Result<()> {
-    refuse_foreign_origin(authz, &parts.headers)?;
+    let is_secure = parts.extensions.get::<RequestInfo>().is_some_and(|info| info.is_secure);
+    refuse_foreign_origin(authz, &parts.headers, is_secure)?;
     let is_upgrade = parts.headers.contains_key(UPGRADE);
     let is_reading = matches!(parts.method, Method::GET | Method::HEAD) && !is_upgrade;
     let is_fine = is_reading || !by_cookie || parts.headers.contains_key(ORIGIN);
     if is_fine { Ok(()) } else { Err(foreign_origin()) }
 }
 
-/// Refuses a request that a page of another site makes, also where nobody is logged in yet.
+/// Refuses a request that a page of another site makes, also where nobody is logged in yet. What
+/// came by TLS (`is_secure`) is not for a page that did not: anybody on the way may have written it.
 ///
 /// # Errors
 ///
 /// `foreign_origin` (403).
-pub fn refuse_foreign_origin(authz: &Authz, headers: &HeaderMap) -> Result<()> {
+pub fn refuse_foreign_origin(authz: &Authz, headers: &HeaderMap, is_secure: bool) -> Result<()> {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
     if !headers.contains_key(ORIGIN) {
         return Ok(());
     }
     let origin = header(ORIGIN);
-    let host = origin.and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
-    // HTTP/2 has no Host header; hyper keeps the authority in the URI, and browsers that speak it
-    // come by the public URL.
-    let is_own = host.is_some() && host == header(HOST)
-        || origin.is_some() && origin == authz.public_origin.as_deref();
-    if is_own { Ok(()) } else { Err(foreign_origin()) }
+    let own = origin.and_then(|origin| origin.split_once("://")).is_some_and(|(scheme, host)| {
+        let is_scheme = scheme == "https" || scheme == "http" && !is_secure;
+        is_scheme && Some(host) == header(HOST)
+    });
+    let is_public = origin.is_some() && origin == authz.public_origin.as_deref();
+    if own || is_public { Ok(()) } else { Err(foreign_origin()) }
 }
 
 fn foreign_origin() -> Problem {

@@ -26,6 +26,7 @@ use tianqi_common::id::UserId;
 use crate::config::Config;
 use crate::core::db::Db;
 use crate::core::error::{Problem, Result};
+use crate::core::http::rate::Limiter;
 
 pub use actor::Actor;
 pub use policy::{Permission, Reach};
@@ -43,26 +44,23 @@ pub struct Authz {
     pub sessions: actor::SessionRules,
     /// Origins, besides the request's own host, that the console is served from.
     pub public_origin: Option<String>,
-    /// Whether people come by TLS, so that cookies must never be sent without.
-    pub is_secure: bool,
     /// Passwords, a few at a time.
     pub hasher: password::Hasher,
     throttle: throttle::Throttle,
+    rates: Limiter<UserId>,
 }
 
 impl Authz {
     /// Starts with nobody throttled; needs a running runtime.
     #[must_use]
     pub fn start(db: Db, clock: SharedClock, config: &Config) -> Self {
-        let public_origin = config.public_origin();
-        let is_public_secure = public_origin.as_deref().is_some_and(|o| o.starts_with("https:"));
         Self {
             db,
             throttle: throttle::Throttle::start(clock.clone()),
             clock,
             sessions: actor::SessionRules::of(&config.sessions),
-            is_secure: config.http.tls_cert.is_some() || is_public_secure,
-            public_origin,
+            public_origin: config.public_origin(),
+            rates: Limiter::new(config.limits.account()),
             hasher: password::Hasher::new(),
         }
     }

@@ -5,11 +5,13 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tianqi_common::clock::SharedClock;
 use tokio::sync::{mpsc, oneshot};
+
+use crate::core::http::proxy::counted_as;
 
 /// Accounts and addresses that are remembered, each. When full, the one that failed longest ago
 /// makes room.
@@ -125,14 +127,14 @@ impl Throttle {
     /// Returns how long `account` and `address` must wait before the next try; zero to go ahead.
     pub async fn wait(&self, account: &str, address: IpAddr) -> Duration {
         let (answer, answered) = oneshot::channel();
-        let ask = Ask::Wait { account: account.to_owned(), address: network(address), answer };
+        let ask = Ask::Wait { account: account.to_owned(), address: counted_as(address), answer };
         self.tell(ask).await;
         answered.await.unwrap_or_default()
     }
 
     /// Counts a failure.
     pub async fn failed(&self, account: &str, address: IpAddr) {
-        self.tell(Ask::Failed { account: account.to_owned(), address: network(address) }).await;
+        self.tell(Ask::Failed { account: account.to_owned(), address: counted_as(address) }).await;
     }
 
     /// Forgets the failures of `account`. Those of the address stay: an account of one's own must
@@ -144,14 +146,6 @@ impl Throttle {
     async fn tell(&self, ask: Ask) {
         // The task lives as long as this door; it is gone only while the process ends.
         let _ = self.asks.send(ask).await;
-    }
-}
-
-/// One person has a whole /64 of IPv6 addresses.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => IpAddr::V4(v4),
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
     }
 }
 
@@ -196,17 +190,5 @@ mod tests {
         assert_eq!(tallies.by_key.len(), REMEMBERED);
         assert!(!tallies.by_key.contains_key(&0));
         assert!(tallies.by_key.contains_key(&(REMEMBERED + 9)));
-    }
-
-    #[test]
-    fn addresses_of_one_network_are_counted_together() {
-        let a = network("2001:db8::1".parse().unwrap());
-
-        assert_eq!(a, network("2001:db8::ffff:1".parse().unwrap()));
-        assert_ne!(a, network("2001:db8:0:1::1".parse().unwrap()));
-        assert_eq!(
-            network("::ffff:10.0.0.1".parse().unwrap()),
-            "10.0.0.1".parse::<IpAddr>().unwrap()
-        );
     }
 }

@@ -1,6 +1,11 @@
-//! What every request goes through: an id, a size limit, and problems as JSON.
+//! What every request goes through: an id, limits of size, time and rate, and problems as JSON.
+
+pub mod proxy;
+pub mod rate;
+pub mod server;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -11,12 +16,21 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
+use tianqi_common::clock::SharedClock;
 use uuid::Uuid;
 
+use self::proxy::{TrustedProxies, counted_as};
+use self::rate::Limiter;
+use self::server::OverTls;
 use super::error::{Problem, ProblemBody};
+use super::seal::Seal;
 
 /// Most bytes of a request body.
 pub const BODY_LIMIT: usize = 1 << 20;
+/// Most bytes of a path with its query.
+const TARGET_LIMIT: usize = 8 << 10;
+/// Most bytes of a request's headers, names and values. Most headers are 100, which hyper keeps.
+const HEADERS_LIMIT: usize = 16 << 10;
 
 /// Most bytes of a refused body that are read and thrown away. A connection that is closed while
 /// its peer still sends is reset, and the peer would never read why it was refused.
@@ -26,14 +40,30 @@ const DISCARD_LIMIT: usize = 16 << 20;
 const DISCARD_TIME: Duration = Duration::from_secs(10);
 
 const REQUEST_ID: &str = "x-request-id";
+/// The path that is never limited: who watches over the process must not be turned away.
+const ALIVE: &str = "/healthz";
 
 /// Headers of every answer; a page that needs more says so itself.
-const SAFETY: [(HeaderName, &str); 4] = [
+const SAFETY: [(HeaderName, &str); 8] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
     (header::REFERRER_POLICY, "no-referrer"),
-    (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (
+        HeaderName::from_static("permissions-policy"),
+        "accelerometer=(), camera=(), display-capture=(), geolocation=(), gyroscope=(), hid=(), \
+         microphone=(), midi=(), payment=(), serial=(), usb=()",
+    ),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     (header::CACHE_CONTROL, "no-store"),
 ];
+
+/// Sent to who comes by TLS: for a year, this name is reached by TLS alone.
+const ONLY_TLS: HeaderValue = HeaderValue::from_static("max-age=31536000");
 
 /// What is known of a request before anybody is logged in.
 #[derive(Clone, Debug)]
@@ -42,62 +72,141 @@ pub struct RequestInfo {
     pub id: String,
     /// The client, seen through trusted proxies alone.
     pub remote: IpAddr,
+    /// Whether the client speaks TLS, with this port or with a trusted proxy, or is meant to,
+    /// because people are told an `https` address.
+    pub is_secure: bool,
 }
 
-/// Addresses whose `x-forwarded-for` is believed.
-#[derive(Clone, Debug, Default)]
-pub struct TrustedProxies(pub Vec<IpAddr>);
+/// What [`frame_request`] goes by.
+#[derive(Clone)]
+pub struct Frame {
+    /// Whose word is believed.
+    pub proxies: TrustedProxies,
+    /// Whether people are told an `https` address.
+    pub is_public_secure: bool,
+    /// How long a request may take until its answer begins.
+    pub time: Duration,
+    /// How often an address may ask.
+    pub addresses: Limiter<IpAddr>,
+    /// What the time is.
+    pub clock: SharedClock,
+    /// Held while a request is under way, so that a rotation knows when none seals with the old key.
+    pub seal: Arc<Seal>,
+}
 
-impl TrustedProxies {
-    /// Returns the nearest address that is not a trusted proxy.
-    fn client(&self, peer: IpAddr, forwarded: Option<&str>) -> IpAddr {
-        if !self.0.contains(&peer) {
-            return peer;
+impl std::fmt::Debug for Frame {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Frame").finish_non_exhaustive()
+    }
+}
+
+impl Frame {
+    fn info(&self, request: &Request) -> RequestInfo {
+        let peer = request
+            .extensions()
+            .get::<ConnectInfo<SocketAddr>>()
+            .map_or(IpAddr::from([127, 0, 0, 1]), |info| info.0.ip());
+        let over_tls = request.extensions().get::<OverTls>().is_some_and(|it| it.0);
+        let headers = request.headers();
+        let is_secure =
+            over_tls || self.is_public_secure || self.proxies.says_secure(peer, headers);
+        let remote = self.proxies.client(peer, headers);
+        RequestInfo { id: Uuid::now_v7().to_string(), remote, is_secure }
+    }
+
+    /// Refuses what is too often or too long before anything looks at it.
+    fn admit(&self, request: &Request, info: &RequestInfo) -> Result<(), Problem> {
+        if request.uri().path() == ALIVE {
+            return Ok(());
         }
-        let hops =
-            forwarded.unwrap_or_default().rsplit(',').map_while(|hop| hop.trim().parse().ok());
-        let mut last = peer;
-        for hop in hops {
-            last = hop;
-            if !self.0.contains(&hop) {
-                break;
+        let taken = self.addresses.take(counted_as(info.remote), self.clock.monotonic());
+        taken.map_err(|wait| too_often("this address", wait))?;
+        let target = request.uri().path_and_query().map_or(0, |it| it.as_str().len());
+        if target > TARGET_LIMIT {
+            let detail = format!("path and query are over {TARGET_LIMIT} bytes");
+            return Err(with_status(StatusCode::URI_TOO_LONG, "uri_too_long", detail));
+        }
+        let headers = request.headers().iter();
+        let size: usize = headers.map(|(name, value)| name.as_str().len() + value.len()).sum();
+        if size > HEADERS_LIMIT {
+            let detail = format!("the headers are over {HEADERS_LIMIT} bytes");
+            let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            return Err(with_status(status, "headers_too_large", detail));
+        }
+        Ok(())
+    }
+
+    async fn answer(&self, request: Request, info: &RequestInfo, next: Next) -> Response {
+        if let Err(problem) = self.admit(&request, info) {
+            return problem.into_response();
+        }
+        if says_too_large(&request) {
+            discard(request).await;
+            return too_large().into_response();
+        }
+        let _held = self.seal.hold();
+        match tokio::time::timeout(self.time, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => {
+                let seconds = self.time.as_secs();
+                let detail =
+                    format!("the request did not arrive, or was not answered, in {seconds} s");
+                with_status(StatusCode::REQUEST_TIMEOUT, "took_too_long", detail).into_response()
             }
         }
-        last
     }
 }
 
 /// Gives the request its [`RequestInfo`] and turns a [`Problem`] into its JSON.
 pub async fn frame_request(
-    State(proxies): State<TrustedProxies>,
+    State(frame): State<Frame>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let id = Uuid::now_v7().to_string();
-    let peer = request
-        .extensions()
-        .get::<ConnectInfo<SocketAddr>>()
-        .map_or(IpAddr::from([127, 0, 0, 1]), |info| info.0.ip());
-    let forwarded = request.headers().get("x-forwarded-for").and_then(|v| v.to_str().ok());
-    let remote = proxies.client(peer.to_canonical(), forwarded);
-    request.extensions_mut().insert(RequestInfo { id: id.clone(), remote });
+    let info = frame.info(&request);
+    let (id, is_secure) = (info.id.clone(), info.is_secure);
+    request.extensions_mut().insert(info.clone());
+    name_host(&mut request);
 
-    let mut response = if says_too_large(&request) {
-        discard(request).await;
-        too_large().into_response()
-    } else {
-        next.run(request).await
-    };
+    let mut response = frame.answer(request, &info, next).await;
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         response = render(&problem, &id);
     }
+    let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, value);
+        headers.insert(REQUEST_ID, value);
     }
     for (name, value) in SAFETY {
-        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    if is_secure {
+        headers.entry(header::STRICT_TRANSPORT_SECURITY).or_insert(ONLY_TLS);
     }
     response
+}
+
+/// Writes the host of an HTTP/2 request where HTTP/1.1 has it.
+fn name_host(request: &mut Request) {
+    if request.headers().contains_key(header::HOST) {
+        return;
+    }
+    let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
+    if let Some(host) = authority.and_then(|authority| HeaderValue::from_str(&authority).ok()) {
+        request.headers_mut().insert(header::HOST, host);
+    }
+}
+
+/// The answer to somebody who asks more often than they may.
+#[must_use]
+pub fn too_often(who: &str, wait: Duration) -> Problem {
+    let seconds = u64::try_from(wait.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX);
+    let detail = format!("{who} asks too often; try again in {seconds} s");
+    Problem::too_many("too_many_requests", detail)
+        .with(serde_json::json!({ "retry_after_seconds": seconds }))
+}
+
+fn with_status(status: StatusCode, code: &'static str, detail: String) -> Problem {
+    Problem { status, code, detail, data: None }
 }
 
 fn says_too_large(request: &Request) -> bool {
@@ -131,8 +240,15 @@ fn render(problem: &Problem, request_id: &str) -> Response {
         request_id: request_id.to_owned(),
         data: problem.data.clone(),
     };
-    let kind = [(header::CONTENT_TYPE, "application/problem+json")];
-    (problem.status, kind, Json(body)).into_response()
+    let mut response = (problem.status, Json(body)).into_response();
+    let headers = response.headers_mut();
+    let kind = HeaderValue::from_static("application/problem+json");
+    headers.insert(header::CONTENT_TYPE, kind);
+    let wait = problem.data.as_ref().and_then(|data| data.get("retry_after_seconds"));
+    if let Some(seconds) = wait.and_then(serde_json::Value::as_u64) {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
 }
 
 /// Answers a path that does not exist.
@@ -201,22 +317,5 @@ impl<S: Send + Sync, T: DeserializeOwned> axum::extract::FromRequestParts<S> for
             Ok(axum::extract::Query(value)) => Ok(Self(value)),
             Err(rejection) => Err(Problem::bad_request("bad_query", rejection.body_text())),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn forwarded_addresses_are_believed_from_trusted_proxies_alone() {
-        let (proxy, client, forged): (IpAddr, IpAddr, IpAddr) =
-            ("10.0.0.1".parse().unwrap(), "1.2.3.4".parse().unwrap(), "9.9.9.9".parse().unwrap());
-        let trusted = TrustedProxies(vec![proxy]);
-
-        assert_eq!(trusted.client(client, Some("9.9.9.9")), client);
-        assert_eq!(trusted.client(proxy, Some("9.9.9.9, 1.2.3.4")), client);
-        assert_eq!(trusted.client(proxy, Some("9.9.9.9")), forged);
-        assert_eq!(trusted.client(proxy, None), proxy);
     }
 }

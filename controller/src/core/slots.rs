@@ -1,6 +1,7 @@
 //! How many of something one holder has open at a time.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
@@ -8,19 +9,19 @@ use uuid::Uuid;
 /// Counts what each holder, such as a session, has open. The lock is held for a count, never while
 /// anything is waited for.
 #[derive(Clone, Debug)]
-pub struct Slots {
-    open: Arc<Mutex<HashMap<Uuid, usize>>>,
+pub struct Slots<K = Uuid> {
+    open: Arc<Mutex<HashMap<K, usize>>>,
     most: usize,
 }
 
 /// One open thing; dropping it gives its place back.
 #[derive(Debug)]
-pub struct Slot {
-    slots: Slots,
-    holder: Uuid,
+pub struct Slot<K: Copy + Eq + Hash = Uuid> {
+    slots: Slots<K>,
+    holder: K,
 }
 
-impl Slots {
+impl<K: Copy + Eq + Hash> Slots<K> {
     /// Gives each holder `most` places.
     #[must_use]
     pub fn new(most: usize) -> Self {
@@ -29,7 +30,7 @@ impl Slots {
 
     /// Takes a place; nothing when the holder has taken all of its own.
     #[must_use]
-    pub fn take(&self, holder: Uuid) -> Option<Slot> {
+    pub fn take(&self, holder: K) -> Option<Slot<K>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.get(&holder).copied().unwrap_or_default();
         if count >= self.most {
@@ -40,7 +41,7 @@ impl Slots {
     }
 }
 
-impl Drop for Slot {
+impl<K: Copy + Eq + Hash> Drop for Slot<K> {
     fn drop(&mut self) {
         let mut open = self.slots.open.lock().unwrap_or_else(PoisonError::into_inner);
         match open.get_mut(&self.holder) {

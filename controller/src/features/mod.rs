@@ -19,13 +19,17 @@ use tianqi_common::clock::SharedClock;
 
 use crate::authz::Authz;
 use crate::config::Config;
-use crate::core::ca::Ca;
+use crate::core::ca::{self, Ca};
 use crate::core::db::Db;
 use crate::core::event::Events;
 use crate::core::seal::Seal;
+use crate::core::seal::rotate::SealedColumn;
 use crate::link::Link;
 
 use telemetry::live::Live;
+
+/// Every column that holds sealed secrets; a rotation of the master key goes through them.
+pub const SEALED: &[SealedColumn] = &[ca::store::SEALED, images::SEALED, nodes::SEALED];
 
 /// What a room may reach. There is no lock in it: state behind a lock belongs to its task.
 #[derive(Clone, Debug)]
@@ -77,5 +81,39 @@ impl FromRef<Ctx> for Authz {
 impl FromRef<Ctx> for Arc<Seal> {
     fn from_ref(ctx: &Ctx) -> Self {
         ctx.seal.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::SEALED;
+
+    #[test]
+    fn a_rotation_of_the_master_key_knows_every_sealed_column() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/sqlite");
+        let mut found = BTreeSet::new();
+        for file in std::fs::read_dir(folder).unwrap() {
+            let sql = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            let words = sql.split(|c: char| !c.is_alphanumeric() && c != '_');
+            let mut table = "";
+            let mut before = "";
+            for word in words.filter(|word| !word.is_empty()) {
+                if before == "table" {
+                    table = word;
+                }
+                if word.starts_with("sealed_") {
+                    found.insert(format!("{table}.{word}"));
+                }
+                before = word;
+            }
+        }
+
+        let listed = SEALED.iter().map(|it| format!("{}.{}", it.table, it.column)).collect();
+
+        assert!(found.contains("images.sealed_registry_password"), "nothing was read");
+        assert_eq!(found, listed, "add it to features::SEALED with the row it is bound to");
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tianqi_tests::binaries::binary;
 use tianqi_tests::client::Client;
-use tianqi_tests::cluster::ADMIN_PASSWORD;
+use tianqi_tests::cluster::{ADMIN_PASSWORD, UNLIMITED};
 use tianqi_tests::deadline::Deadline;
 use tianqi_tests::process::Process;
 
@@ -43,6 +43,7 @@ impl Controller {
             .arg("serve")
             .env("TIANQI_DATA_DIR", self.folder.path().join("data"))
             .env("TIANQI_HTTP__LISTEN", &self.http)
+            .envs(UNLIMITED)
             .env("TIANQI_AGENTS__LISTEN", &self.agents)
             .env("TIANQI_ADMIN_PASSWORD", ADMIN_PASSWORD);
         let began = Instant::now();

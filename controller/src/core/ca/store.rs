@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::{Authority, Ca, CaError, Lifetimes, RENEWABLE_AFTER_END};
 use crate::core::db::{Db, args, row};
 use crate::core::seal::Seal;
+use crate::core::seal::rotate::SealedColumn;
 
 /// `ca_certificates.kind` of an authority for agents.
 const KIND: &str = "agents";
@@ -13,6 +14,10 @@ const KIND: &str = "agents";
 row! {
     struct AuthorityRow { id: Uuid, certificate_pem: String, sealed_key: Vec<u8>, created_at: i64 }
 }
+
+/// The authorities' keys.
+pub const SEALED: SealedColumn =
+    SealedColumn { table: "ca_certificates", column: "sealed_key", bound_to };
 
 fn bound_to(id: Uuid) -> String {
     format!("ca_certificates/{id}")

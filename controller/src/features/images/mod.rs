@@ -12,4 +12,4 @@ mod store;
 mod tests;
 
 pub use routes::router;
-pub use store::credentials;
+pub use store::{SEALED, credentials};

@@ -9,6 +9,7 @@ use super::model::{Image, ImageFields, ImageQuery};
 use crate::core::db::{Db, DbError, Filter, Tx, args, row};
 use crate::core::page::Paging;
 use crate::core::seal::Seal;
+use crate::core::seal::rotate::SealedColumn;
 use crate::core::timestamp::Timestamp;
 
 row! {
@@ -49,6 +50,10 @@ impl From<ImageRow> for Image {
         }
     }
 }
+
+/// The registry passwords of all images.
+pub const SEALED: SealedColumn =
+    SealedColumn { table: "images", column: "sealed_registry_password", bound_to };
 
 /// The row that a registry password is bound to.
 pub(super) fn bound_to(id: Uuid) -> String {

@@ -48,5 +48,5 @@ pub fn router() -> OpenApiRouter<Ctx> {
         .routes(routes!(routes::events))
         .routes(routes!(routes::logs))
         .routes(routes!(routes::placements))
-        .layer(axum::Extension(Slots::new(logs::PER_SESSION)))
+        .layer(axum::Extension(Slots::<uuid::Uuid>::new(logs::PER_SESSION)))
 }

@@ -30,4 +30,5 @@ pub mod view;
 
 pub use connection::run;
 pub use directory::Directory;
+pub use pem::SEALED;
 pub use routes::router;

@@ -12,6 +12,7 @@ use super::model::NodePatch;
 use crate::core::error::{Problem, Result};
 use crate::core::patch::Patch;
 use crate::core::seal::Seal;
+use crate::core::seal::rotate::SealedColumn;
 use crate::core::secret::Secret;
 
 /// Longest PEM, in bytes. Three of them fit into the frame that opens a check.
@@ -33,6 +34,10 @@ impl fmt::Debug for DockerTls {
         f.write_str("DockerTls(…)")
     }
 }
+
+/// The PEMs of all nodes.
+pub const SEALED: SealedColumn =
+    SealedColumn { table: "nodes", column: "sealed_docker_tls", bound_to: |id| row(NodeId(id)) };
 
 fn row(node: NodeId) -> String {
     format!("nodes/{node}/docker_tls")

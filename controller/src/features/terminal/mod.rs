@@ -54,5 +54,5 @@ pub fn router() -> OpenApiRouter<Ctx> {
         .routes(routes!(routes::open))
         // A WebSocket over HTTP/2 is a CONNECT.
         .route("/instances/{id}/terminal", connect(routes::open))
-        .layer(Extension(Slots::new(PER_SESSION)))
+        .layer(Extension(Slots::<uuid::Uuid>::new(PER_SESSION)))
 }

@@ -14,7 +14,7 @@ use crate::authz::first_start::forget_password_file;
 use crate::authz::login::Visitor;
 use crate::authz::policy::{MePassword, SessionOwn};
 use crate::authz::session::SessionKind;
-use crate::authz::{Anything, Authz, Grant, account};
+use crate::authz::{Anything, Grant, account};
 use crate::core::error::{Problem, ProblemBody, Result};
 use crate::core::event::Event;
 use crate::core::http::{Body, RequestInfo};
@@ -36,7 +36,7 @@ async fn log_in(
     headers: HeaderMap,
     Body(body): Body<LogIn>,
 ) -> Result<Response> {
-    refuse_foreign_origin(&ctx.authz, &headers)?;
+    refuse_foreign_origin(&ctx.authz, &headers, info.is_secure)?;
     let visitor = Visitor::of(&info, &headers);
     let kind = match body.mode {
         SessionMode::Cookie => SessionKind::Cookie,
@@ -51,7 +51,7 @@ async fn log_in(
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if kind == SessionKind::Cookie {
         let seconds = ctx.authz.sessions.absolute.as_secs();
-        set_cookie(&ctx.authz, &mut response, begun.token.expose(), seconds)?;
+        set_cookie(&info, &mut response, begun.token.expose(), seconds)?;
     }
     Ok(response)
 }
@@ -75,11 +75,15 @@ async fn read(grant: Grant<Anything, SessionOwn>, State(ctx): State<Ctx>) -> Res
     (status = 204),
     (status = "default", body = ProblemBody, content_type = "application/problem+json"),
 ))]
-async fn log_out(grant: Grant<Anything, SessionOwn>, State(ctx): State<Ctx>) -> Result<Response> {
+async fn log_out(
+    grant: Grant<Anything, SessionOwn>,
+    State(ctx): State<Ctx>,
+    Extension(info): Extension<RequestInfo>,
+) -> Result<Response> {
     ctx.authz.log_out(grant.actor()).await?;
     ctx.events.send(Event::Revoked(grant.actor().id));
     let mut response = StatusCode::NO_CONTENT.into_response();
-    set_cookie(&ctx.authz, &mut response, "", 0)?;
+    set_cookie(&info, &mut response, "", 0)?;
     Ok(response)
 }
 
@@ -104,8 +108,13 @@ async fn change_password(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn set_cookie(authz: &Authz, response: &mut Response, token: &str, seconds: u64) -> Result<()> {
-    let secure = if authz.is_secure { "; Secure" } else { "" };
+fn set_cookie(
+    info: &RequestInfo,
+    response: &mut Response,
+    token: &str,
+    seconds: u64,
+) -> Result<()> {
+    let secure = if info.is_secure { "; Secure" } else { "" };
     let text = format!(
         "{COOKIE_NAME}={token}; HttpOnly; SameSite=Strict; Path=/; Max-Age={seconds}{secure}"
     );
