@@ -18,6 +18,7 @@ use tianqi_common::clock::SharedClock;
 
 use crate::authz::Authz;
 use crate::config::Config;
+use crate::core::audit::Chain;
 use crate::core::ca::Ca;
 use crate::core::db::Db;
 use crate::core::event::Events;
@@ -41,6 +42,8 @@ pub struct Ctx {
     pub config: Arc<Config>,
     /// Who may do what.
     pub authz: Authz,
+    /// The chain of the audit.
+    pub chain: Chain,
     /// Nodes and instances.
     pub link: Link,
     /// What nodes and instances use now.
