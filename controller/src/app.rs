@@ -21,6 +21,7 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::admin;
 use crate::authz::{Authz, session};
 use crate::config::Config;
+use crate::core::audit::{Chain as AuditChain, Look};
 use crate::core::ca::{self, Lifetimes};
 use crate::core::db::Db;
 use crate::core::error::Chain;
@@ -83,6 +84,7 @@ pub async fn start(config: Config, clock: SharedClock) -> Result<Running> {
     let jobs = Jobs::start().await?;
     let agents = serve_agents(&ctx, &jobs, &cancel, &tasks).await?;
     forget_old_rows(&ctx, &jobs).await?;
+    tasks.spawn(ctx.chain.clone().run(ctx.events.clone(), cancel.clone()));
 
     let http = serve_api(&ctx, &cancel, &tasks).await?;
     tasks.spawn(admin::listen(ctx.clone(), cancel.clone())?);
@@ -112,6 +114,9 @@ impl Running {
         self.tasks.close();
         if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
             tracing::warn!("some requests were still open after {DRAIN:?} and were cut off");
+        }
+        if let Err(error) = self.ctx.chain.seal(Look::Recent).await {
+            tracing::warn!(error = %Chain(&error), "the last rows of the audit are sealed at the next start");
         }
         self.ctx.db.close().await;
     }
@@ -146,7 +151,8 @@ async fn serve_agents(
     Ok(address)
 }
 
-/// Once an hour, forgets sessions that have ended and keys of requests that nobody repeats any more.
+/// Once an hour, forgets sessions that have ended, keys of requests that nobody repeats any more, and
+/// rows of the audit that are old enough.
 async fn forget_old_rows(ctx: &Ctx, jobs: &Jobs) -> Result<()> {
     let ctx = ctx.clone();
     let work = move || {
@@ -158,6 +164,13 @@ async fn forget_old_rows(ctx: &Ctx, jobs: &Jobs) -> Result<()> {
             match sessions.and_then(|sessions| Ok(sessions + keys?)) {
                 Ok(forgotten) => tracing::debug!("{forgotten} old rows forgotten"),
                 Err(error) => tracing::warn!(error = %Chain(&error), "old rows stay for now"),
+            }
+            match ctx.chain.forget_old(ctx.config.audit.retention_days).await {
+                Ok(0) => {}
+                Ok(removed) => tracing::info!("{removed} old rows of the audit removed"),
+                Err(error) => {
+                    tracing::warn!(error = %Chain(&error), "old rows of the audit stay for now");
+                }
             }
         }
     };
@@ -224,13 +237,16 @@ pub(crate) async fn assemble(db: Db, config: Config, clock: SharedClock) -> Resu
     let agent = Duration::from_secs(u64::from(config.agents.certificate_days) * 24 * 3_600);
     let lifetimes = Lifetimes { agent, ..Lifetimes::default() };
     let ca = ca::store::open(&db, &seal, lifetimes, clock.now()).await?;
+    let seal = Arc::new(seal);
+    let chain = AuditChain::new(db.clone(), seal.clone(), clock.clone(), &config.data_dir);
     Ok(Ctx {
         db,
         clock: Clock(clock),
         events: Events::new(),
-        seal: Arc::new(seal),
+        seal,
         config: Arc::new(config),
         authz,
+        chain,
         link: Link::default(),
         live: Live::default(),
         ca: Arc::new(ca),

@@ -27,6 +27,8 @@ pub struct Config {
     pub agents: Agents,
     /// Sessions.
     pub sessions: Sessions,
+    /// The audit.
+    pub audit: Audit,
     /// The log.
     pub log: Log,
 }
@@ -102,6 +104,14 @@ pub struct Sessions {
     pub absolute_hours: u32,
 }
 
+/// `[audit]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    /// Days after which rows of the audit are removed; 0 keeps them for ever.
+    pub retention_days: u32,
+}
+
 /// `[log]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -132,6 +142,7 @@ impl Default for Config {
             limits: Limits::default(),
             agents: Agents::default(),
             sessions: Sessions::default(),
+            audit: Audit::default(),
             log: Log::default(),
         }
     }
@@ -241,6 +252,12 @@ impl Default for Sessions {
     }
 }
 
+impl Default for Audit {
+    fn default() -> Self {
+        Self { retention_days: 180 }
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: LogFormat::Text }
@@ -314,6 +331,9 @@ impl Config {
         }
         if self.sessions.idle_minutes == 0 || self.sessions.absolute_hours == 0 {
             return invalid("sessions", "idle_minutes and absolute_hours must be at least 1");
+        }
+        if self.audit.retention_days > 36_500 {
+            return invalid("audit.retention_days", "must be 0 (for ever) to 36500 (100 years)");
         }
         Ok(())
     }

@@ -179,6 +179,24 @@ fn each_table_has_one_writer() {
 }
 
 #[test]
+fn the_audit_is_only_added_to_and_shortened_by_retention_alone() {
+    let retention = "controller/src/core/audit/store.rs";
+    let mut removals = 0;
+    let mut wrong = Vec::new();
+    for source in sources("controller/src") {
+        for (number, line) in source.production() {
+            let is_removal = line.contains("delete from audit_");
+            removals += usize::from(is_removal);
+            if line.contains("update audit_") || (is_removal && source.path != retention) {
+                wrong.push(format!("{}:{number}: {}", source.path, line.trim()));
+            }
+        }
+    }
+    assert_eq!(removals, 3, "retention removes rows, their links, and the checkpoint before");
+    none(&wrong, "nothing changes a row of the audit, and retention alone removes some");
+}
+
+#[test]
 fn handlers_and_verbs_hold_no_sql() {
     let free_of_sql = ["mod.rs", "routes.rs", "actions.rs", "model.rs", "lifecycle.rs", "tools.rs"];
     let mut wrong = Vec::new();

@@ -18,6 +18,7 @@ use tianqi_common::wire::{ALPN, CloseCode, VERSION, Version};
 use tianqi_controller::authz::policy::InstancesExec;
 use tianqi_controller::authz::resource::InstanceRef;
 use tianqi_controller::authz::{Actor, Grant, Role};
+use tianqi_controller::core::audit::Via;
 use tianqi_controller::core::ca::Lifetimes;
 use tianqi_controller::link::{AgentEvent, LinkError, WorkStream};
 use tianqi_tests::raw::{Raw, RawServer, close_code};
@@ -49,6 +50,7 @@ fn grant(node: NodeId, id: InstanceId) -> Grant<InstanceRef, InstancesExec> {
         session: Uuid::now_v7(),
         expires_at: UnixMillis(i64::MAX),
         must_change_password: false,
+        via: Via::Token,
         remote_address: String::new(),
         request_id: String::new(),
     };

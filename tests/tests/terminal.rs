@@ -68,6 +68,19 @@ async fn exec_runs_a_program_and_passes_output_and_exit_code_on() {
     assert_eq!(output.status.code(), Some(7), "{output:?}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "to-out\n");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "to-err\n");
+    let deadline = Deadline::after(PATIENCE);
+    let rows = loop {
+        let rows = world.audited("local:exec").await;
+        if rows.len() == 2 {
+            break rows;
+        }
+        deadline.pause_async(&format!("opening and end are audited: {rows:?}")).await;
+    };
+    let (closed, opened) = (&rows[0]["detail"], &rows[1]["detail"]);
+    assert_eq!(rows[0]["via"], "local", "{rows:?}");
+    assert_eq!((&opened["event"], &opened["face"]), (&json!("opened"), &json!("exec")));
+    assert_eq!(closed["access"], opened["access"]);
+    assert_eq!((&closed["exit_code"], &closed["bytes_out"]), (&json!(7), &json!(14)));
     let bulk = cluster.run(&["exec", &world.id, "--", "head", "-c", "20000000", "/dev/zero"]);
     assert_eq!(bulk.stdout.len(), 20_000_000, "nothing of a big output is lost");
     let started = std::time::Instant::now();
@@ -116,7 +129,8 @@ async fn a_terminal_is_a_shell_with_a_size_signals_and_an_exit_code() {
     let (closed, opened) = (&rows[0]["detail"], &rows[1]["detail"]);
     assert_eq!(opened["event"], "opened", "{rows:?}");
     assert_eq!((&closed["event"], &closed["exit_code"]), (&json!("closed"), &json!(5)));
-    assert_eq!(closed["terminal"], opened["terminal"]);
+    assert_eq!(closed["access"], opened["access"]);
+    assert_eq!((&closed["face"], &rows[0]["via"]), (&json!("terminal"), &json!("token")));
     assert!(closed["bytes_in"].as_u64().is_some_and(|bytes| bytes > 100), "{closed}");
     assert!(closed["bytes_out"].as_u64().is_some_and(|bytes| bytes > 100), "{closed}");
 }
@@ -280,7 +294,10 @@ async fn logs_have_a_tail_go_on_and_end_with_the_instance() {
     let (status, problem) =
         world.admin.try_call(Method::GET, &format!("/instances/{queued}/logs"), None).await;
     assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("not_placed")), "{problem}");
-    assert!(!world.audited("instances:logs").await.is_empty());
+    let rows = world.audited("instances:logs").await;
+    let closings: Vec<_> = rows.iter().filter(|row| row["detail"]["event"] == "closed").collect();
+    assert!(!closings.is_empty(), "{rows:?}");
+    assert!(closings.iter().any(|row| row["detail"]["bytes_out"].as_u64() > Some(0)), "{rows:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

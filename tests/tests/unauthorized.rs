@@ -17,6 +17,7 @@ const PUBLIC: &str = "";
 /// Which permission each operation asks for. An operation that is missing here fails the test.
 const TABLE: &[(&str, &str, &str)] = &[
     ("get", "/audit-events", "audit:read"),
+    ("get", "/audit-events/export", "audit:read"),
     ("get", "/images", "images:read"),
     ("post", "/images", "images:write"),
     ("get", "/images/{id}", "images:read"),

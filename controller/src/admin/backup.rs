@@ -4,7 +4,8 @@
 //! file is checked and laid beside the database, and the next start (at once) puts it in place,
 //! keeps the old database, and raises the epoch, so that agents take the older generations of the
 //! restored rows as newer. Instances that nodes hold and the restored rows do not know are reported
-//! as orphans; nothing of them is deleted.
+//! as orphans; nothing of them is deleted. The chain of the audit goes on from where the copy ends;
+//! that it was longer is written down outside the database.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
 use crate::config::Config;
 use crate::core::db::{Db, args};
-use crate::core::epoch;
+use crate::core::{audit, epoch};
 
 /// What a restore leaves for the next start.
 const PENDING: &str = "restore.pending";
@@ -43,7 +44,8 @@ pub async fn backup(db: &Db, file: &Path) -> Result<String> {
 }
 
 const OTHER_ENGINE: &str = "the database is not SQLite: use its own tools (pg_dump and pg_restore, \
-     mariadb-dump and mariadb); agents notice a restored database and nothing of theirs is deleted";
+     mariadb-dump and mariadb); agents notice a restored database and nothing of theirs is deleted; \
+     audit verify tells which rows a restored database lacks, and audit accept that it is meant so";
 
 /// Checks `file` and lays it beside the database for the next start.
 ///
@@ -91,6 +93,7 @@ pub async fn finish_restore(config: &Config, now: tianqi_common::clock::UnixMill
         return Ok(());
     }
     let Some(current) = sqlite_file(&config.database_url()) else { bail!(OTHER_ENGINE) };
+    audit::begin_restore(&config.data_dir)?;
     let kept = current.with_extension(format!("{BEFORE}-{}", now.0 / 1_000));
     for suffix in ["", "-wal", "-shm"] {
         let from = with_suffix(&current, suffix);
@@ -120,9 +123,13 @@ fn sqlite_file(url: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use tianqi_common::clock::UnixMillis;
+    use std::sync::Arc;
+
+    use tianqi_common::clock::{ManualClock, UnixMillis};
 
     use super::*;
+    use crate::core::audit::{Doer, Entry, Outcome};
+    use crate::core::seal::Seal;
 
     async fn config_with_database() -> (tempfile::TempDir, Config, Db) {
         let folder = tempfile::tempdir().unwrap();
@@ -154,6 +161,50 @@ mod tests {
         assert_eq!(count.unwrap(), 1);
         assert!(epoch::current(&db).await.unwrap() > before);
         assert!(!config.data_dir.join(PENDING).exists());
+    }
+
+    #[tokio::test]
+    async fn the_chain_of_the_audit_goes_on_from_where_the_copy_ends() {
+        let (folder, config, db) = config_with_database().await;
+        let seal = Arc::new(Seal::open_or_create(&config.data_dir.join("master.key")).unwrap());
+        let clock = Arc::new(ManualClock::at(UnixMillis(1_000_000)));
+        let chain =
+            |db: &Db| audit::Chain::new(db.clone(), seal.clone(), clock.clone(), &config.data_dir);
+        let copy = folder.path().join("copy.db");
+        written(&db, 3).await;
+        chain(&db).seal(audit::Look::Full).await.unwrap();
+        backup(&db, &copy).await.unwrap();
+        written(&db, 4).await;
+        chain(&db).seal(audit::Look::Full).await.unwrap();
+
+        prepare_restore(&config, &db, &copy).await.unwrap();
+        assert!(chain(&db).verify().await.unwrap().is_fine, "nothing is replaced yet");
+        db.close().await;
+        finish_restore(&config, UnixMillis(2_000_000)).await.unwrap();
+
+        let db = Db::open(&config.database_url(), 2).await.unwrap();
+        let early = chain(&db).verify().await.unwrap();
+        assert!(early.is_fine, "{}", early.text);
+        written(&db, 1).await;
+        chain(&db).seal(audit::Look::Full).await.unwrap();
+        let report = chain(&db).verify().await.unwrap();
+        assert!(report.is_fine, "{}", report.text);
+        assert!(report.text.contains("5 rows checked"), "{}", report.text);
+        assert!(report.text.contains("rows 4 to 7 of the chain are in"), "{}", report.text);
+    }
+
+    async fn written(db: &Db, rows: i64) {
+        for _ in 0..rows {
+            let entry = Entry {
+                doer: &Doer::system(),
+                action: "test",
+                target_kind: "",
+                target_id: String::new(),
+                outcome: Outcome::Done,
+                detail: serde_json::json!({}),
+            };
+            audit::record_alone(db, UnixMillis(1_000_000), &entry).await.unwrap();
+        }
     }
 
     #[tokio::test]

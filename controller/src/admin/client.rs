@@ -48,6 +48,10 @@ async fn talk(config: &Config, command: Command) -> Result<ExitCode> {
             say(&text);
             Ok(ExitCode::SUCCESS)
         }
+        Some(Reply::Wrong(text)) => {
+            say(&text);
+            Ok(ExitCode::FAILURE)
+        }
         Some(Reply::Failed(text)) => bail!(text),
         Some(Reply::Opened) => {
             let pty = matches!(request, Request::Exec { pty: Some(_), .. });
@@ -64,6 +68,7 @@ fn request_of(command: Command) -> Result<Request> {
     };
     Ok(match command {
         Command::ResetPassword { user } => Request::ResetPassword { user },
+        Command::Audit(command) => Request::Audit(command),
         Command::Exec { instance, argv } => {
             let pty = terminal::is_interactive().then(terminal::size);
             Request::Exec { instance, argv, pty }

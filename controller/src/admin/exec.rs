@@ -11,7 +11,7 @@ use super::Reply;
 use crate::authz::policy::InstancesExec;
 use crate::authz::resource::{InstanceRef, Resource};
 use crate::authz::{Actor, Grant};
-use crate::core::audit::{self, Doer, Entry, Outcome};
+use crate::core::audit::{Access, Doer, Ending};
 use crate::core::db::{Db, args, row};
 use crate::features::Ctx;
 use crate::link::WorkStream;
@@ -35,47 +35,66 @@ pub(super) async fn run(
         .map_err(|problem| anyhow::anyhow!(problem.detail))?;
     let command = if argv.is_empty() { Command::Shell(Shell::Bash) } else { Command::Argv(argv) };
     let open = StreamOpen::Exec(Exec { instance: id, command, pty, env: Vec::new() });
-    let work = ctx.link.open(&grant, open).await?;
-    let entry = Entry {
-        doer: &Doer::local(),
-        action: "local:exec",
-        target_kind: "instance",
-        target_id: id.to_string(),
-        outcome: Outcome::Done,
-        detail: serde_json::json!({ "terminal": pty.is_some() }),
+    let face = ("local:exec", "exec");
+    let access = Access::begin(&ctx.db, &ctx.clock.0, Doer::local(), face, id);
+    let work = match ctx.link.open(&grant, open).await {
+        Ok(work) => work,
+        Err(error) => {
+            access.refused("not_opened").await?;
+            return Err(error.into());
+        }
     };
-    audit::record_alone(&ctx.db, ctx.clock.now(), &entry).await?;
-    frame::write(stream, &Reply::Opened, Limit::OPEN).await?;
-    if let Err(error) = carry(stream, work).await {
+    access.opened(serde_json::json!({ "terminal": pty.is_some() })).await?;
+    let mut ending = Ending { reason: "client_left".to_owned(), ..Ending::default() };
+    let carried = carry(stream, work, &mut ending).await;
+    access.closed(ending).await?;
+    if let Err(error) = carried {
         let message = format!("{error:#}");
         frame::write(stream, &ExecFrame::Failed { message }, Limit::STREAM).await?;
     }
     Ok(())
 }
 
-async fn carry(stream: &mut UnixStream, work: WorkStream) -> Result<()> {
+/// Says that the stream is open and carries frames until one side ends; `ending` tells how it went.
+async fn carry(stream: &mut UnixStream, work: WorkStream, ending: &mut Ending) -> Result<()> {
+    frame::write(stream, &Reply::Opened, Limit::OPEN).await?;
     let (mut from_client, mut to_client) = stream.split();
     let WorkStream { mut reader, mut writer } = work;
+    let Ending { reason, exit_code, bytes_in, bytes_out } = ending;
     let input = async {
         while let Some(frame) = frame::read::<ExecFrame, _>(&mut from_client, Limit::STREAM).await?
         {
+            if let ExecFrame::Stdin(bytes) = &frame {
+                *bytes_in += bytes.len() as u64;
+            }
             writer.send(&frame).await?;
         }
-        anyhow::Ok(())
+        anyhow::Ok("client_left")
     };
     let output = async {
         loop {
-            let Some(frame) = reader.next::<ExecFrame>().await? else { return anyhow::Ok(()) };
+            let Some(frame) = reader.next::<ExecFrame>().await? else {
+                return anyhow::Ok("node_lost");
+            };
+            if let ExecFrame::Stdout(bytes) | ExecFrame::Stderr(bytes) = &frame {
+                *bytes_out += bytes.len() as u64;
+            }
             frame::write(&mut to_client, &frame, Limit::STREAM).await?;
-            if matches!(frame, ExecFrame::Exit { .. } | ExecFrame::Failed { .. }) {
-                return Ok(());
+            if let ExecFrame::Exit { code } = frame {
+                *exit_code = Some(code);
+                return Ok("exit");
+            }
+            if matches!(frame, ExecFrame::Failed { .. }) {
+                return Ok("failed");
             }
         }
     };
-    tokio::select! {
+    let ended = tokio::select! {
         ended = input => ended,
         ended = output => ended,
-    }
+    };
+    ended.as_ref().map_or("failed", |word| *word).clone_into(reason);
+    ended.map(|_| ())
 }
 
 row! {

@@ -34,6 +34,9 @@ pub enum Command {
         #[arg(last = true)]
         argv: Vec<String>,
     },
+    /// The audit: who did what.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Write a copy of the database to a file (SQLite).
     Backup {
         /// Where to; must not exist.
@@ -56,10 +59,21 @@ pub enum Secrets {
     Rotate,
 }
 
+/// Commands about the audit.
+#[derive(Clone, Copy, Debug, Subcommand, Serialize, Deserialize)]
+pub enum AuditCommand {
+    /// Check that no row was changed, removed or slipped in; ends with 1 when one was.
+    Verify,
+    /// Say that what happened to the chain as a whole, such as a database restored by its own tools,
+    /// was looked at: it stays written down and is a fault no longer.
+    Accept,
+}
+
 /// What a client asks.
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
     ResetPassword { user: String },
+    Audit(AuditCommand),
     Exec { instance: String, argv: Vec<String>, pty: Option<PtySize> },
     Backup { file: PathBuf },
     Restore { file: PathBuf },
@@ -71,6 +85,8 @@ enum Request {
 enum Reply {
     /// It was done; print this.
     Done(String),
+    /// It was done and found something wrong; print this and end with 1.
+    Wrong(String),
     /// It was not done; print this as an error.
     Failed(String),
     /// Exec frames follow.

@@ -9,7 +9,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{Reply, Request, backup, exec, socket_path};
+use super::{AuditCommand, Reply, Request, backup, exec, socket_path};
 use crate::core::audit::{self, Doer, Entry, Outcome};
 use crate::core::event::Event;
 use crate::core::seal::rotate::{self, Rotated};
@@ -72,25 +72,28 @@ async fn serve(ctx: Ctx, mut stream: UnixStream, restart: &CancellationToken) ->
                 Err(error) => Err(error),
             }
         }
-        Request::ResetPassword { user } => reset_password(&ctx, &user).await,
+        Request::ResetPassword { user } => reset_password(&ctx, &user).await.map(Reply::Done),
+        Request::Audit(AuditCommand::Verify) => verify(&ctx).await,
+        Request::Audit(AuditCommand::Accept) => accept(&ctx).await.map(Reply::Done),
         Request::Backup { file } => {
             let done = backup::backup(&ctx.db, &file).await;
             note(&ctx, "local:backup", &file.display().to_string(), &done).await?;
-            done
+            done.map(Reply::Done)
         }
         Request::Restore { file } => {
             let done = backup::prepare_restore(&ctx.config, &ctx.db, &file).await;
             note(&ctx, "local:restore", &file.display().to_string(), &done).await?;
-            done.map(|()| "the copy is in place; the controller starts again with it".to_owned())
+            let text = "the copy is in place; the controller starts again with it";
+            done.map(|()| Reply::Done(text.to_owned()))
         }
         Request::RotateSecrets => {
             let done = rotate_secrets(&ctx).await;
             note(&ctx, "local:secrets-rotate", "", &done).await?;
-            done
+            done.map(Reply::Done)
         }
     };
     let is_done = outcome.is_ok();
-    let reply = outcome.map_or_else(|error| Reply::Failed(format!("{error:#}")), Reply::Done);
+    let reply = outcome.unwrap_or_else(|error| Reply::Failed(format!("{error:#}")));
     frame::write(&mut stream, &reply, Limit::OPEN).await?;
     if is_restore && is_done {
         restart.cancel();
@@ -119,6 +122,19 @@ async fn rotate_secrets(ctx: &Ctx) -> Result<String> {
         text.push_str(&format!("\nsealed with another key and left as they were: {list}"));
     }
     Ok(text)
+}
+
+async fn verify(ctx: &Ctx) -> Result<Reply> {
+    let report = ctx.chain.verify().await?;
+    Ok(if report.is_fine { Reply::Done(report.text) } else { Reply::Wrong(report.text) })
+}
+
+async fn accept(ctx: &Ctx) -> Result<String> {
+    let accepted = ctx.chain.accept(&Doer::local()).await?;
+    if accepted.is_empty() {
+        return Ok("there is nothing to accept".to_owned());
+    }
+    Ok(format!("accepted, and written to the audit:\n{}", accepted.join("\n")))
 }
 
 async fn note<T>(ctx: &Ctx, action: &'static str, target: &str, done: &Result<T>) -> Result<()> {

@@ -14,7 +14,7 @@ use super::policy::{self, Permission as _};
 use super::session::SessionKind;
 use super::{Authz, Reach, Role};
 use crate::config::Sessions;
-use crate::core::audit::Doer;
+use crate::core::audit::{Doer, Via};
 use crate::core::db::{args, row};
 use crate::core::error::{Problem, Result};
 use crate::core::http::{RequestInfo, too_often};
@@ -57,6 +57,8 @@ pub struct Actor {
     pub expires_at: UnixMillis,
     /// Whether somebody else set the password.
     pub must_change_password: bool,
+    /// How they came in.
+    pub via: Via,
     /// Where the request came from.
     pub remote_address: String,
     /// The request's id.
@@ -74,6 +76,7 @@ impl Actor {
             session: Uuid::nil(),
             expires_at: UnixMillis(i64::MAX),
             must_change_password: false,
+            via: Via::Local,
             remote_address: String::new(),
             request_id: String::new(),
         }
@@ -92,6 +95,7 @@ impl Actor {
             id: Some(self.id),
             name: self.name.clone(),
             kind: "user",
+            via: self.via,
             remote_address: self.remote_address.clone(),
             request_id: self.request_id.clone(),
         }
@@ -150,6 +154,7 @@ pub(super) async fn authenticate(authz: &Authz, parts: &Parts) -> Result<Actor> 
         session: row.id,
         expires_at: UnixMillis(row.expires_at),
         must_change_password: row.must_change_password,
+        via: if by_cookie { Via::Cookie } else { Via::Token },
         remote_address: info.map(|info| info.remote.to_string()).unwrap_or_default(),
         request_id: info.map(|info| info.id.clone()).unwrap_or_default(),
     })

@@ -14,7 +14,7 @@ use super::account::{self, Account};
 use super::password::{self, Hasher};
 use super::session::{self, Begun, Origin, SessionKind};
 use super::{Actor, Authz};
-use crate::core::audit::{self, Doer, Entry, Outcome};
+use crate::core::audit::{self, Doer, Entry, Outcome, Via};
 use crate::core::db::Tx;
 use crate::core::error::{Problem, Result};
 use crate::core::http::RequestInfo;
@@ -33,22 +33,29 @@ pub struct Visitor {
     pub request_id: String,
     /// What the client says it is.
     pub user_agent: String,
+    /// How they try to come in.
+    pub via: Via,
 }
 
 impl Visitor {
     /// Takes what an HTTP request says.
     #[must_use]
-    pub fn of(info: &RequestInfo, headers: &HeaderMap) -> Self {
+    pub fn of(info: &RequestInfo, headers: &HeaderMap, kind: SessionKind) -> Self {
         let agent = headers.get(USER_AGENT).and_then(|value| value.to_str().ok());
         Self {
             remote: info.remote,
             request_id: info.id.clone(),
             user_agent: agent.unwrap_or_default().to_owned(),
+            via: match kind {
+                SessionKind::Cookie => Via::Cookie,
+                SessionKind::Token => Via::Token,
+            },
         }
     }
 
     fn doer(&self) -> Doer {
-        Doer { request_id: self.request_id.clone(), ..Doer::anonymous(self.remote) }
+        let request_id = self.request_id.clone();
+        Doer { request_id, ..Doer::anonymous(self.remote, self.via) }
     }
 }
 

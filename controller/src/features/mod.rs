@@ -19,6 +19,7 @@ use tianqi_common::clock::SharedClock;
 
 use crate::authz::Authz;
 use crate::config::Config;
+use crate::core::audit::{self as audit_chain, Chain};
 use crate::core::ca::{self, Ca};
 use crate::core::db::Db;
 use crate::core::event::Events;
@@ -29,7 +30,7 @@ use crate::link::Link;
 use telemetry::live::Live;
 
 /// Every column that holds sealed secrets; a rotation of the master key goes through them.
-pub const SEALED: &[SealedColumn] = &[ca::store::SEALED, images::SEALED, nodes::SEALED];
+pub const SEALED: &[SealedColumn] = &[audit_chain::SEALED, ca::store::SEALED, images::SEALED, nodes::SEALED];
 
 /// What a room may reach. There is no lock in it: state behind a lock belongs to its task.
 #[derive(Clone, Debug)]
@@ -46,6 +47,8 @@ pub struct Ctx {
     pub config: Arc<Config>,
     /// Who may do what.
     pub authz: Authz,
+    /// The chain of the audit.
+    pub chain: Chain,
     /// Nodes and instances.
     pub link: Link,
     /// What nodes and instances use now.

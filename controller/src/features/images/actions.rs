@@ -1,5 +1,7 @@
 //! The verbs: create, change, delete.
 
+use serde::Serialize;
+use serde_json::Value;
 use tianqi_common::id::ImageId;
 
 use super::model::{CreateImage, Image, ImageFields, PatchImage, check_credentials};
@@ -51,7 +53,7 @@ pub(super) async fn create(
         return row.map(Image::from).ok_or_else(idempotency::made_and_gone);
     }
     store::insert(&mut tx, id, &fields, credentials, now).await?;
-    note(ctx, &mut tx, grant.actor(), id, "create", &fields).await?;
+    note(ctx, &mut tx, grant.actor(), id, "create", &fields, Value::Null).await?;
     tx.commit().await?;
     ctx.events.send(Event::Catalogue);
     read(ctx, id).await
@@ -70,10 +72,14 @@ pub(super) async fn change(
     let (id, now) = (grant.resource().id, ctx.clock.now());
     let mut tx = ctx.db.begin().await?;
     let row = store::lock(&mut tx, id).await?.ok_or_else(ImageRef::missing)?;
+    let old = (row.registry_username.clone(), row.sealed_registry_password.clone());
     let credentials = patched_credentials(ctx, &row, &mut patch)?;
-    let fields = fields_of(row).patched(&mut patch)?;
+    let before = fields_of(row);
+    let fields = before.clone().patched(&mut patch)?;
+    let new = credentials.clone().unzip();
+    let changes = audit::changes(&Seen::new(&before, old), &Seen::new(&fields, new));
     store::update(&mut tx, id, &fields, credentials, now).await?;
-    note(ctx, &mut tx, grant.actor(), id, "change", &fields).await?;
+    note(ctx, &mut tx, grant.actor(), id, "change", &fields, changes).await?;
     tx.commit().await?;
     ctx.events.send(Event::Catalogue);
     read(ctx, id).await
@@ -98,7 +104,7 @@ pub(super) async fn delete(ctx: &Ctx, grant: &Grant<ImageRef, ImagesWrite>) -> R
         );
     }
     store::delete(&mut tx, id).await?;
-    note(ctx, &mut tx, grant.actor(), id, "delete", &fields_of(row)).await?;
+    note(ctx, &mut tx, grant.actor(), id, "delete", &fields_of(row), Value::Null).await?;
     tx.commit().await?;
     ctx.events.send(Event::Catalogue);
     Ok(())
@@ -152,6 +158,22 @@ fn seal(ctx: &Ctx, id: ImageId, password: &Secret) -> Result<Vec<u8>> {
     sealed.map_err(|error| Problem::internal(&error))
 }
 
+/// What of an image the audit compares; of the password, whether it is another one.
+#[derive(Serialize)]
+struct Seen<'a> {
+    #[serde(flatten)]
+    fields: &'a ImageFields,
+    registry_username: Option<String>,
+    sealed_registry_password: Option<Vec<u8>>,
+}
+
+impl<'a> Seen<'a> {
+    fn new(fields: &'a ImageFields, credentials: (Option<String>, Option<Vec<u8>>)) -> Self {
+        let (registry_username, sealed_registry_password) = credentials;
+        Self { fields, registry_username, sealed_registry_password }
+    }
+}
+
 async fn note(
     ctx: &Ctx,
     tx: &mut Tx,
@@ -159,9 +181,11 @@ async fn note(
     id: ImageId,
     verb: &str,
     fields: &ImageFields,
+    changes: Value,
 ) -> Result<()> {
     let detail = serde_json::json!({
         "verb": verb, "name": fields.name, "address": fields.address, "listed": fields.listed,
+        "changes": changes,
     });
     let entry = Entry {
         doer: &actor.doer(),

@@ -217,7 +217,7 @@ pub(super) fn check_address(address: &str) -> Result<()> {
 }
 
 /// What of a row may change.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub(super) struct ImageFields {
     pub name: String,
     pub address: String,

@@ -355,7 +355,11 @@ async fn write_act(
     if verb == Verb::Delete && before.node.is_none() {
         store::bury(&mut tx, id, now).await?;
     }
-    record(&mut tx, doer, action, id, now, json!({ "verb": verb.word() })).await?;
+    let view =
+        |state: State| json!({ "phase": state.phase.as_str(), "desired": state.desired.as_str() });
+    let changes = audit::changes(&view(change.before.state), &view(change.after.state));
+    let detail = json!({ "verb": verb.word(), "name": change.before.name, "changes": changes });
+    record(&mut tx, doer, action, id, now, detail).await?;
     tx.commit().await?;
     Ok(true)
 }
@@ -391,7 +395,9 @@ pub async fn patch(
         Err(DbError::Duplicate(_)) => return Err(name_taken(&name)),
         renamed => renamed?,
     }
-    let detail = json!({ "name": name, "old_name": it.name });
+    let view = |name: &str, remark: &str| json!({ "name": name, "remark": remark });
+    let changes = audit::changes(&view(&it.name, &it.remark), &view(&name, &remark));
+    let detail = json!({ "verb": "change", "name": name, "changes": changes });
     record(&mut tx, &doer, InstancesWrite::NAME, id, now, detail).await?;
     tx.commit().await?;
     ctx.events.send(event::Event::Instance(id));

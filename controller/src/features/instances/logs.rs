@@ -15,8 +15,8 @@ use crate::authz::policy::{InstancesLogs, Permission as _};
 use crate::authz::resource::{InstanceRef, Resource as _};
 use crate::authz::watch::{self, Needs};
 use crate::authz::{Authz, Grant};
-use crate::core::audit::{self, Entry, Outcome};
-use crate::core::error::{Problem, Result};
+use crate::core::audit::{Access, Ending};
+use crate::core::error::{Chain, Problem, Result};
 use crate::core::event::Event;
 use crate::core::slots::Slots;
 use crate::features::Ctx;
@@ -69,13 +69,24 @@ pub(super) async fn open(
     if grant.resource().node.is_none() {
         return Err(not_placed(ctx, &grant).await?);
     }
-    let stream = ctx.link.open(&grant, StreamOpen::Logs(logs)).await?;
-    record(ctx, &grant, tail, follow).await?;
+    let (doer, face) = (grant.actor().doer(), (InstancesLogs::NAME, "logs"));
+    let access = Access::begin(&ctx.db, &ctx.clock.0, doer, face, logs.instance);
+    let stream = match ctx.link.open(&grant, StreamOpen::Logs(logs)).await.map_err(Problem::from) {
+        Ok(stream) => stream,
+        Err(problem) => {
+            access.refused(problem.code).await?;
+            return Err(problem);
+        }
+    };
+    access.opened(serde_json::json!({ "tail": tail, "follow": follow })).await?;
     let (pieces, body) = mpsc::channel(QUEUE);
     let carry = carry(ctx.authz.clone(), grant, heard, stream, pieces);
     tokio::spawn(async move {
-        carry.await;
+        let ending = carry.await;
         drop(slot);
+        if let Err(error) = access.closed(ending).await {
+            tracing::warn!(error = %Chain(&error), "the end of an output is missing from the audit");
+        }
     });
     let pieces = futures_util::stream::unfold(body, |mut body| async move {
         body.recv().await.map(|piece| (Ok::<_, Infallible>(piece), body))
@@ -92,24 +103,6 @@ async fn not_placed(ctx: &Ctx, grant: &Grant<InstanceRef, InstancesLogs>) -> Res
     Ok(Problem::conflict("not_placed", detail))
 }
 
-async fn record(
-    ctx: &Ctx,
-    grant: &Grant<InstanceRef, InstancesLogs>,
-    tail: u32,
-    follow: bool,
-) -> Result<()> {
-    let doer = grant.actor().doer();
-    let entry = Entry {
-        doer: &doer,
-        action: InstancesLogs::NAME,
-        target_kind: "instance",
-        target_id: grant.resource().id.to_string(),
-        outcome: Outcome::Done,
-        detail: serde_json::json!({ "tail": tail, "follow": follow }),
-    };
-    Ok(audit::record_alone(&ctx.db, ctx.clock.now(), &entry).await?)
-}
-
 /// Carries output until it ends, the reader goes, or the right to it ends.
 async fn carry(
     authz: Authz,
@@ -117,33 +110,43 @@ async fn carry(
     mut heard: Receiver<Event>,
     stream: WorkStream,
     pieces: mpsc::Sender<Bytes>,
-) {
+) -> Ending {
     // Keeps the agent's side open until the end.
     let _writer = stream.writer;
-    let why = tokio::select! {
-        why = pump(stream.reader, &pieces) => why,
-        problem = watch::ended(&authz, &grant, Needs::Existence, &mut heard) => Some(problem.detail),
-        () = pieces.closed() => None,
+    let mut bytes_out = 0;
+    let (reason, why) = tokio::select! {
+        ended = pump(stream.reader, &pieces, &mut bytes_out) => ended,
+        problem = watch::ended(&authz, &grant, Needs::Existence, &mut heard) => {
+            (problem.code, Some(problem.detail))
+        }
+        () = pieces.closed() => ("client_left", None),
     };
     if let Some(why) = why {
         let line = format!("\n[tianqi] {why}\n");
         // A reader that does not read is not waited for.
         let _ = tokio::time::timeout(GOODBYE, pieces.send(line.into())).await;
     }
+    Ending { reason: reason.to_owned(), bytes_out, ..Ending::default() }
 }
 
-/// Returns why the output broke off, if it did.
-async fn pump(mut reader: WorkReader, pieces: &mpsc::Sender<Bytes>) -> Option<String> {
+/// Returns in one word how the output ended, and in a sentence why it broke off, if it did.
+async fn pump(
+    mut reader: WorkReader,
+    pieces: &mpsc::Sender<Bytes>,
+    bytes_out: &mut u64,
+) -> (&'static str, Option<String>) {
     loop {
         let bytes = match reader.next::<LogFrame>().await {
             Ok(Some(LogFrame::Stdout(bytes) | LogFrame::Stderr(bytes))) => bytes,
-            Ok(Some(LogFrame::End)) => return None,
-            Ok(Some(LogFrame::Failed { message })) => return Some(message),
-            Ok(None) => return Some("the connection to the node ended".to_owned()),
-            Err(error) => return Some(error.to_string()),
+            Ok(Some(LogFrame::End)) => return ("end", None),
+            Ok(Some(LogFrame::Failed { message })) => return ("failed", Some(message)),
+            Ok(None) => return ("node_lost", Some("the connection to the node ended".to_owned())),
+            Err(error) => return ("node_lost", Some(error.to_string())),
         };
+        let length = bytes.len() as u64;
         if pieces.send(bytes).await.is_err() {
-            return None;
+            return ("client_left", None);
         }
+        *bytes_out += length;
     }
 }

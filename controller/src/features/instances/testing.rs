@@ -8,6 +8,7 @@ use super::actions;
 use super::model::CreateInstance;
 use crate::authz::resource::{InstanceRef, Resource};
 use crate::authz::{Actor, Anything, Grant, Permission, Role};
+use crate::core::audit::Via;
 use crate::core::db::{Db, args};
 use crate::core::error::Result;
 use crate::features::Ctx;
@@ -145,6 +146,7 @@ async fn account(db: &Db, name: &str, role: Role) -> Actor {
         session: Uuid::now_v7(),
         expires_at: UnixMillis(i64::MAX),
         must_change_password: false,
+        via: Via::Token,
         remote_address: "127.0.0.1".to_owned(),
         request_id: String::new(),
     }

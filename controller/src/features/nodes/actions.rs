@@ -1,6 +1,6 @@
 //! The verbs of nodes: change, cordon, drain, remove, and how a card may be used.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tianqi_common::id::NodeId;
 use tianqi_common::wire::CloseCode;
@@ -46,6 +46,14 @@ pub struct GpuPatch {
     pub mode: Option<GpuMode>,
     /// Most instances on the card, 1 to 100.
     pub max_shares: Option<u32>,
+}
+
+/// What of a node the audit compares; of the PEMs, whether they are others.
+#[derive(Serialize)]
+struct Seen {
+    #[serde(flatten)]
+    fields: NodeFields,
+    sealed_docker_tls: Option<Vec<u8>>,
 }
 
 async fn record(
@@ -113,7 +121,7 @@ pub async fn update(ctx: &Ctx, grant: &Write, patch: &NodePatch) -> Result<Saved
     let node = grant.resource().id;
     let mut tx = ctx.db.begin().await?;
     let row = nodes::lock_for_edit(&mut tx, node).await?.ok_or_else(NodeRef::missing)?;
-    let mut sealed = row.sealed_docker_tls;
+    let mut sealed = row.sealed_docker_tls.clone();
     if patch.touches_tls() {
         let mut tls = DockerTls::open(&ctx.seal, node, sealed.as_deref())?;
         tls.apply(patch)?;
@@ -131,9 +139,12 @@ pub async fn update(ctx: &Ctx, grant: &Write, patch: &NodePatch) -> Result<Saved
         hami_dir: row.hami_dir,
         docker_endpoint: row.docker_endpoint,
     };
+    let before = Seen { fields: fields.clone(), sealed_docker_tls: row.sealed_docker_tls };
     patch.apply(&mut fields)?;
+    let after = Seen { fields: fields.clone(), sealed_docker_tls: sealed.clone() };
     nodes::update(&mut tx, ctx.clock.now(), node, &fields, sealed).await?;
-    record(&mut tx, ctx, grant, "nodes:update", json!({ "fields": patch.names() })).await?;
+    let detail = json!({ "name": fields.name, "changes": audit::changes(&before, &after) });
+    record(&mut tx, ctx, grant, "nodes:update", detail).await?;
     tx.commit().await?;
     ctx.events.send(Event::Node(node));
     let check = if patch.touches_settings() { try_settings(ctx, node).await? } else { None };
@@ -155,11 +166,17 @@ pub async fn set_cordoned(ctx: &Ctx, grant: &Write, cordoned: bool) -> Result<No
     let node = grant.resource().id;
     let verb = if cordoned { "nodes:cordon" } else { "nodes:uncordon" };
     let mut tx = ctx.db.begin().await?;
-    nodes::set_cordoned(&mut tx, ctx.clock.now(), node, cordoned).await?;
-    record(&mut tx, ctx, grant, verb, json!({})).await?;
+    let is_other = nodes::set_cordoned(&mut tx, ctx.clock.now(), node, cordoned).await?;
+    let detail = json!({ "changes": cordon_changes(is_other, cordoned) });
+    record(&mut tx, ctx, grant, verb, detail).await?;
     tx.commit().await?;
     ctx.events.send(Event::Node(node));
     read(ctx, node).await
+}
+
+fn cordon_changes(is_other: bool, cordoned: bool) -> Value {
+    let view = |cordoned: bool| json!({ "cordoned": cordoned });
+    audit::changes(&view(cordoned != is_other), &view(cordoned))
 }
 
 /// Cordons a node and, when asked to, has the instances on it stopped. Stopped instances keep
@@ -171,9 +188,12 @@ pub async fn set_cordoned(ctx: &Ctx, grant: &Write, cordoned: bool) -> Result<No
 pub async fn drain(ctx: &Ctx, grant: &Write, drain: Drain) -> Result<DrainedNode> {
     let node = grant.resource().id;
     let mut tx = ctx.db.begin().await?;
-    nodes::set_cordoned(&mut tx, ctx.clock.now(), node, true).await?;
+    let is_other = nodes::set_cordoned(&mut tx, ctx.clock.now(), node, true).await?;
     let running = nodes::count_running(&mut tx, node).await?;
-    let detail = json!({ "stop_instances": drain.stop_instances, "running": running });
+    let detail = json!({
+        "stop_instances": drain.stop_instances, "running": running,
+        "changes": cordon_changes(is_other, true),
+    });
     record(&mut tx, ctx, grant, "nodes:drain", detail).await?;
     tx.commit().await?;
     ctx.events.send(Event::Node(node));
@@ -244,7 +264,9 @@ pub async fn set_gpu(ctx: &Ctx, grant: &Write, uuid: &str, patch: GpuPatch) -> R
     let mode = patch.mode.map_or(card.mode.as_str(), |mode| mode_word(mode));
     let shares = patch.max_shares.map_or(card.max_shares, i64::from);
     cards::update_use(&mut tx, ctx.clock.now(), uuid, mode, shares).await?;
-    let detail = json!({ "gpu": uuid, "mode": mode, "max_shares": shares });
+    let view = |mode: &str, shares: i64| json!({ "mode": mode, "max_shares": shares });
+    let changes = audit::changes(&view(&card.mode, card.max_shares), &view(mode, shares));
+    let detail = json!({ "gpu": uuid, "changes": changes });
     record(&mut tx, ctx, grant, "nodes:gpu", detail).await?;
     tx.commit().await?;
     ctx.events.send(Event::Node(node));

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::store::join::{self, NewNode, UsableToken};
 use super::store::nodes;
-use crate::core::audit::{self, Doer, Entry, Outcome};
+use crate::core::audit::{self, Doer, Entry, Outcome, Via};
 use crate::core::ca::{AgentCertificate, RENEWABLE_AFTER_END};
 use crate::core::db::{Db, DbError, Tx};
 use crate::core::error::Chain;
@@ -149,7 +149,7 @@ async fn record_join(
     token: Uuid,
 ) -> Result<(), DbError> {
     let entry = Entry {
-        doer: &Doer::anonymous(attempt.address.ip().to_canonical()),
+        doer: &Doer::anonymous(attempt.address.ip().to_canonical(), Via::Agent),
         action: "nodes:join",
         target_kind: "node",
         target_id: node.to_string(),
@@ -216,7 +216,7 @@ impl NodeDirectory for Directory {
     async fn record_refusal(&self, refusal: Refusal) {
         let target = refusal.node.map(|node| node.to_string()).unwrap_or_default();
         let entry = Entry {
-            doer: &Doer::anonymous(refusal.address.ip().to_canonical()),
+            doer: &Doer::anonymous(refusal.address.ip().to_canonical(), Via::Agent),
             action: if refusal.node.is_some() { "nodes:connect" } else { "nodes:join" },
             target_kind: "node",
             target_id: target,

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tianqi_common::wire::observed::DockerStatus;
 use utoipa::{IntoParams, ToSchema};
 
@@ -137,7 +137,7 @@ pub struct NodePatch {
 }
 
 /// What an admin has set, without the PEMs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NodeFields {
     /// Its name.
     pub name: String,
@@ -174,27 +174,6 @@ impl NodePatch {
         is_given(&self.docker_tls_ca)
             || is_given(&self.docker_tls_cert)
             || is_given(&self.docker_tls_key)
-    }
-
-    /// Returns the names of the fields given, for the audit trail.
-    #[must_use]
-    pub fn names(&self) -> Vec<&'static str> {
-        let given = [
-            ("name", is_given(&self.name)),
-            ("region", is_given(&self.region)),
-            ("public_ip", is_given(&self.public_ip)),
-            ("private_ip", is_given(&self.private_ip)),
-            ("ssh_port", is_given(&self.ssh_port)),
-            ("ssh_user", is_given(&self.ssh_user)),
-            ("remark", is_given(&self.remark)),
-            ("listed", is_given(&self.listed)),
-            ("hami_dir", is_given(&self.hami_dir)),
-            ("docker_endpoint", is_given(&self.docker_endpoint)),
-            ("docker_tls_ca", is_given(&self.docker_tls_ca)),
-            ("docker_tls_cert", is_given(&self.docker_tls_cert)),
-            ("docker_tls_key", is_given(&self.docker_tls_key)),
-        ];
-        given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
     }
 
     /// Applies the change to `fields`, all of it or nothing.

@@ -1,5 +1,6 @@
 //! The verbs: create, change, delete.
 
+use serde_json::{Value, json};
 use tianqi_common::id::SpecId;
 
 use super::model::{PatchSpec, Spec, SpecFields};
@@ -36,7 +37,8 @@ pub(super) async fn create(
         return row.map(Spec::from).ok_or_else(idempotency::made_and_gone);
     }
     store::insert(&mut tx, id, &fields, now).await?;
-    note(ctx, &mut tx, grant.actor(), id, "create", &fields).await?;
+    let detail = json!({ "verb": "create", "spec": fields });
+    note(ctx, &mut tx, grant.actor(), id, detail).await?;
     tx.commit().await?;
     ctx.events.send(Event::Catalogue);
     read(ctx, id).await
@@ -55,9 +57,12 @@ pub(super) async fn change(
     let id = grant.resource().id;
     let mut tx = ctx.db.begin().await?;
     let row = store::lock(&mut tx, id).await?.ok_or_else(SpecRef::missing)?;
-    let fields = Spec::from(row).fields.patched(patch)?;
+    let before = Spec::from(row).fields;
+    let fields = before.clone().patched(patch)?;
     store::update(&mut tx, id, &fields, ctx.clock.now()).await?;
-    note(ctx, &mut tx, grant.actor(), id, "change", &fields).await?;
+    let changes = audit::changes(&before, &fields);
+    let detail = json!({ "verb": "change", "name": fields.name, "changes": changes });
+    note(ctx, &mut tx, grant.actor(), id, detail).await?;
     tx.commit().await?;
     ctx.events.send(Event::Catalogue);
     read(ctx, id).await
@@ -77,12 +82,11 @@ pub(super) async fn delete(ctx: &Ctx, grant: &Grant<SpecRef, SpecsWrite>) -> Res
         let detail = format!(
             "{uses} instances were made from this spec; delete them first, or take it off the list"
         );
-        return Err(
-            Problem::conflict("in_use", detail).with(serde_json::json!({ "instances": uses }))
-        );
+        return Err(Problem::conflict("in_use", detail).with(json!({ "instances": uses })));
     }
     store::delete(&mut tx, id).await?;
-    note(ctx, &mut tx, grant.actor(), id, "delete", &Spec::from(row).fields).await?;
+    let detail = json!({ "verb": "delete", "spec": Spec::from(row).fields });
+    note(ctx, &mut tx, grant.actor(), id, detail).await?;
     tx.commit().await?;
     ctx.events.send(Event::Catalogue);
     Ok(())
@@ -92,21 +96,14 @@ pub(super) async fn read(ctx: &Ctx, id: SpecId) -> Result<Spec> {
     store::get(&ctx.db, id).await?.map(Spec::from).ok_or_else(SpecRef::missing)
 }
 
-async fn note(
-    ctx: &Ctx,
-    tx: &mut Tx,
-    actor: &Actor,
-    id: SpecId,
-    verb: &str,
-    fields: &SpecFields,
-) -> Result<()> {
+async fn note(ctx: &Ctx, tx: &mut Tx, actor: &Actor, id: SpecId, detail: Value) -> Result<()> {
     let entry = Entry {
         doer: &actor.doer(),
         action: SpecsWrite::NAME,
         target_kind: "spec",
         target_id: id.to_string(),
         outcome: Outcome::Done,
-        detail: serde_json::json!({ "verb": verb, "spec": fields }),
+        detail,
     };
     Ok(audit::record(tx, ctx.clock.now(), &entry).await?)
 }

@@ -1,12 +1,9 @@
 //! Opening a terminal, and what is written down of it.
 
-use std::time::Duration;
-
 use axum::extract::ws::WebSocket;
 use futures_util::StreamExt as _;
-use serde_json::{Value, json};
+use serde_json::json;
 use tianqi_common::wire::stream::{Command, Exec, PtySize, Shell, StreamOpen};
-use uuid::Uuid;
 
 use super::frame::ToBrowser;
 use super::pump::{self, Carried, End};
@@ -14,8 +11,8 @@ use crate::authz::Grant;
 use crate::authz::policy::{InstancesExec, Permission as _};
 use crate::authz::resource::InstanceRef;
 use crate::authz::watch::{self, Needs};
-use crate::core::audit::{self, Entry, Outcome};
-use crate::core::error::{Problem, Result};
+use crate::core::audit::{Access, Ending};
+use crate::core::error::{Chain, Problem, Result};
 use crate::core::slots::Slot;
 use crate::features::Ctx;
 use crate::link::WorkStream;
@@ -38,23 +35,22 @@ pub(super) async fn run(ctx: Ctx, terminal: Terminal, socket: WebSocket) {
     let mut heard = ctx.events.listen();
     let Terminal { grant, shell, size, slot } = terminal;
     let (sink, source) = socket.split();
-    // Ties the two rows of one terminal together.
-    let id = Uuid::now_v7();
-    let work = match open(&ctx, &grant, shell, size, id).await {
+    let face = (InstancesExec::NAME, "terminal");
+    let (doer, instance) = (grant.actor().doer(), grant.resource().id);
+    let access = Access::begin(&ctx.db, &ctx.clock.0, doer, face, instance);
+    let work = match open(&ctx, &grant, shell, size, &access).await {
         Ok(work) => work,
         Err(problem) => {
             pump::refuse(source, sink, problem.into()).await;
             return;
         }
     };
-    let began = ctx.clock.monotonic();
     let right = watch::ended(&ctx.authz, &grant, Needs::Running, &mut heard);
     let carried = pump::carry(source, sink, work, right).await;
     drop(slot);
-    let duration = ctx.clock.monotonic().saturating_sub(began);
-    let detail = closing(id, duration, &carried);
-    // A failure is logged by the map from errors to answers; the terminal is over all the same.
-    let _ = record(&ctx, &grant, Outcome::Done, detail).await;
+    if let Err(error) = access.closed(ending(&carried)).await {
+        tracing::warn!(error = %Chain(&error), "the end of a terminal is missing from the audit");
+    }
 }
 
 async fn open(
@@ -62,7 +58,7 @@ async fn open(
     grant: &Grant<InstanceRef, InstancesExec>,
     shell: Shell,
     size: PtySize,
-    id: Uuid,
+    access: &Access,
 ) -> Result<WorkStream> {
     let exec = Exec {
         instance: grant.resource().id,
@@ -70,20 +66,20 @@ async fn open(
         pty: Some(size),
         env: Vec::new(),
     };
-    let opened = ctx.link.open(grant, StreamOpen::Exec(exec)).await.map_err(Problem::from);
-    let (outcome, event, code) = match &opened {
-        Ok(_) => (Outcome::Done, "opened", None),
-        Err(problem) => (Outcome::Failed, "refused", Some(problem.code)),
-    };
-    let detail = json!({
-        "event": event, "code": code, "terminal": id, "shell": shell,
-        "cols": size.cols, "rows": size.rows,
-    });
-    record(ctx, grant, outcome, detail).await?;
-    opened
+    match ctx.link.open(grant, StreamOpen::Exec(exec)).await.map_err(Problem::from) {
+        Ok(work) => {
+            let detail = json!({ "shell": shell, "cols": size.cols, "rows": size.rows });
+            access.opened(detail).await?;
+            Ok(work)
+        }
+        Err(problem) => {
+            access.refused(problem.code).await?;
+            Err(problem)
+        }
+    }
 }
 
-fn closing(id: Uuid, duration: Duration, carried: &Carried) -> Value {
+fn ending(carried: &Carried) -> Ending {
     let (reason, exit_code) = match &carried.end {
         End::Program(ToBrowser::Exit { code }) => ("exit", Some(*code)),
         End::Program(ToBrowser::Error { code, .. })
@@ -92,31 +88,10 @@ fn closing(id: Uuid, duration: Duration, carried: &Carried) -> Value {
         End::BrowserLeft => ("client_left", None),
         End::BrowserSilent => ("client_silent", None),
     };
-    json!({
-        "event": "closed",
-        "terminal": id,
-        "duration_ms": u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
-        "reason": reason,
-        "exit_code": exit_code,
-        "bytes_in": carried.bytes_in,
-        "bytes_out": carried.bytes_out,
-    })
-}
-
-async fn record(
-    ctx: &Ctx,
-    grant: &Grant<InstanceRef, InstancesExec>,
-    outcome: Outcome,
-    detail: Value,
-) -> Result<()> {
-    let doer = grant.actor().doer();
-    let entry = Entry {
-        doer: &doer,
-        action: InstancesExec::NAME,
-        target_kind: "instance",
-        target_id: grant.resource().id.to_string(),
-        outcome,
-        detail,
-    };
-    Ok(audit::record_alone(&ctx.db, ctx.clock.now(), &entry).await?)
+    Ending {
+        reason: reason.to_owned(),
+        exit_code,
+        bytes_in: carried.bytes_in,
+        bytes_out: carried.bytes_out,
+    }
 }

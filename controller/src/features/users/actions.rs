@@ -5,7 +5,7 @@ use tianqi_common::clock::UnixMillis;
 use tianqi_common::id::UserId;
 use tianqi_common::name::UserName;
 
-use super::model::{CreateUser, PatchUser, ResetPassword};
+use super::model::{CreateUser, PatchUser, ResetPassword, User};
 use super::store;
 use crate::authz::account::{self, Account};
 use crate::authz::password::check_new;
@@ -94,7 +94,8 @@ pub(super) async fn change(
     if new.disabled {
         session::end_all(&mut tx, id, None).await?;
     }
-    let detail = json!({ "role": new.role, "disabled": new.disabled });
+    let changes = audit::changes(&User::from(old.clone()), &User::from(new.clone()));
+    let detail = json!({ "name": new.name, "changes": changes });
     note(&mut tx, now, &grant.actor().doer(), "users:change", id, detail).await?;
     tx.commit().await?;
     if loses_rights {

@@ -37,11 +37,11 @@ async fn log_in(
     Body(body): Body<LogIn>,
 ) -> Result<Response> {
     refuse_foreign_origin(&ctx.authz, &headers, info.is_secure)?;
-    let visitor = Visitor::of(&info, &headers);
     let kind = match body.mode {
         SessionMode::Cookie => SessionKind::Cookie,
         SessionMode::Token => SessionKind::Token,
     };
+    let visitor = Visitor::of(&info, &headers, kind);
     let (begun, account) = ctx.authz.log_in(&visitor, &body.username, &body.password, kind).await?;
     let token = (kind == SessionKind::Token).then(|| begun.token.expose().to_owned());
     let permissions = ctx.authz.role_of(&account).await?.allowances();

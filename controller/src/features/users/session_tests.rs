@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::authz::first_start::{ADMIN, password_file};
 use crate::authz::resource::Anything;
 use crate::authz::{Role, RoleName};
+use crate::core::audit::Via;
 use crate::core::db::args;
 use crate::core::event::Event;
 use crate::core::secret::Secret;
@@ -223,6 +224,7 @@ async fn a_grant_that_is_held_for_long_does_not_outlive_its_session_or_role() {
         session: row.id,
         expires_at: api.ctx.clock.now().plus(Duration::from_secs(60)),
         must_change_password: false,
+        via: Via::Token,
         remote_address: String::new(),
         request_id: String::new(),
     };

@@ -197,14 +197,15 @@ pub(in crate::features::nodes) async fn update(
     tx.run(SQL, args).await.map(|_| ())
 }
 
+/// Returns whether it was otherwise before.
 pub(in crate::features::nodes) async fn set_cordoned(
     tx: &mut Tx,
     now: UnixMillis,
     node: NodeId,
     cordoned: bool,
-) -> Result<(), DbError> {
-    let sql = "update nodes set cordoned = $1, updated_at = $2 where id = $3";
-    tx.run(sql, args![cordoned, now, node]).await.map(|_| ())
+) -> Result<bool, DbError> {
+    let sql = "update nodes set cordoned = $1, updated_at = $2 where id = $3 and cordoned <> $1";
+    Ok(tx.run(sql, args![cordoned, now, node]).await? > 0)
 }
 
 /// Returns how many instances on the node are not deleted.

@@ -18,6 +18,7 @@ use super::tokens::{self, CreateJoinToken};
 use crate::authz::policy::Permission;
 use crate::authz::resource::{NodeRef, Resource};
 use crate::authz::{Actor, Anything, Grant, Role, RoleName};
+use crate::core::audit::Via;
 use crate::core::db::testing::{databases, sqlite};
 use crate::core::db::{Db, args, row};
 use crate::features::Ctx;
@@ -101,6 +102,7 @@ fn admin() -> Actor {
         session: Uuid::now_v7(),
         expires_at: NOW,
         must_change_password: false,
+        via: Via::Token,
         remote_address: "127.0.0.1".to_owned(),
         request_id: "r".to_owned(),
     }

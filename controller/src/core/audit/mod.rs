@@ -1,4 +1,18 @@
-//! Writing who did what. Reading it is the room `audit`.
+//! Who did what. Rows are written here and read by the room `audit`.
+//!
+//! A row stands in the transaction of the change itself. Nothing changes a row; retention alone
+//! removes some. After the commit one sealer ([`Chain`]) links the rows by a keyed code, so that a row
+//! that somebody changes, removes or slips in is found by `tianqi-controller audit verify`.
+
+mod access;
+mod chain;
+mod change;
+mod head;
+mod mac;
+mod store;
+#[cfg(test)]
+mod tests;
+mod verify;
 
 use std::fmt;
 
@@ -7,6 +21,47 @@ use tianqi_common::id::UserId;
 use uuid::Uuid;
 
 use super::db::{Db, DbError, Tx, args};
+
+pub use access::{Access, Ending};
+pub use chain::{Chain, ChainError, Look, SEALED};
+pub use change::changes;
+pub use head::begin_restore;
+pub use verify::Report;
+
+/// How somebody came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// The console, by its session's cookie.
+    Cookie,
+    /// A program, by a session's token.
+    Token,
+    /// A program, by an API token.
+    ApiToken,
+    /// The SSH jumpbox.
+    Ssh,
+    /// The admin socket.
+    Local,
+    /// A machine, at the port for agents.
+    Agent,
+    /// Nobody: the controller itself.
+    System,
+}
+
+impl Via {
+    /// Returns the word stored in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cookie => "cookie",
+            Self::Token => "token",
+            Self::ApiToken => "api_token",
+            Self::Ssh => "ssh",
+            Self::Local => "local",
+            Self::Agent => "agent",
+            Self::System => "system",
+        }
+    }
+}
 
 /// Who did it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +72,8 @@ pub struct Doer {
     pub name: String,
     /// `user`, `node`, `system`, `local` (the admin socket) or `anonymous`.
     pub kind: &'static str,
+    /// How they came in.
+    pub via: Via,
     /// Where the request came from; empty for the system itself.
     pub remote_address: String,
     /// The request's id; empty outside requests.
@@ -27,26 +84,28 @@ impl Doer {
     /// The controller itself.
     #[must_use]
     pub fn system() -> Self {
-        Self::named("system", "system")
+        Self::named("system", "system", Via::System)
     }
 
     /// Somebody without an account, such as a machine that tries to join.
     #[must_use]
-    pub fn anonymous(remote_address: impl fmt::Display) -> Self {
-        Self { remote_address: remote_address.to_string(), ..Self::named("anonymous", "anonymous") }
+    pub fn anonymous(remote_address: impl fmt::Display, via: Via) -> Self {
+        let remote_address = remote_address.to_string();
+        Self { remote_address, ..Self::named("anonymous", "anonymous", via) }
     }
 
     /// Somebody at the controller's own admin socket.
     #[must_use]
     pub fn local() -> Self {
-        Self::named("local", "local")
+        Self::named("local", "local", Via::Local)
     }
 
-    fn named(name: &str, kind: &'static str) -> Self {
+    fn named(name: &str, kind: &'static str, via: Via) -> Self {
         Self {
             id: None,
             name: name.to_owned(),
             kind,
+            via,
             remote_address: String::new(),
             request_id: String::new(),
         }
@@ -92,8 +151,8 @@ pub struct Entry<'a> {
 }
 
 const INSERT: &str = "insert into audit_events (id, at, actor_id, actor_name, actor_kind, action, \
-     target_kind, target_id, outcome, detail, remote_address, request_id) \
-     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+     target_kind, target_id, outcome, detail, remote_address, request_id, via) \
+     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
 
 /// Writes `entry` in the transaction of the change itself, so that neither stands alone.
 ///
@@ -131,5 +190,6 @@ fn values(now: UnixMillis, entry: &Entry<'_>) -> Vec<super::db::Value> {
         entry.detail.to_string(),
         entry.doer.remote_address.as_str(),
         entry.doer.request_id.as_str(),
+        entry.doer.via.as_str(),
     ]
 }
