@@ -1,6 +1,7 @@
 //! SQL of `instances`, `instance_events`, `node_grants`, `gpu_grants` and `node_revisions`.
 
 mod grants;
+mod owner;
 mod write;
 
 use tianqi_common::clock::UnixMillis;
@@ -11,6 +12,7 @@ use tianqi_scheduler::Request;
 use uuid::Uuid;
 
 pub use grants::{grant, node_generations, release, release_all, touch_nodes};
+pub use owner::{give, live_of};
 pub use write::{bury, insert, note, rename, save};
 
 use super::lifecycle::{Desired, Phase, State};
