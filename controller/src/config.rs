@@ -2,12 +2,16 @@
 //!
 //! `TIANQI_` + section + `__` + key overrides a key: `TIANQI_HTTP__LISTEN`, `TIANQI_DATA_DIR`.
 
+mod identity;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use crate::core::secret::Secret;
+
+pub use identity::{Passwords, Tokens};
 
 /// Everything that can be set.
 #[derive(Clone, Debug, Deserialize)]
@@ -23,6 +27,10 @@ pub struct Config {
     pub agents: Agents,
     /// Sessions.
     pub sessions: Sessions,
+    /// Passwords.
+    pub passwords: Passwords,
+    /// API tokens.
+    pub tokens: Tokens,
     /// The log.
     pub log: Log,
 }
@@ -104,6 +112,8 @@ impl Default for Config {
             http: Http::default(),
             agents: Agents::default(),
             sessions: Sessions::default(),
+            passwords: Passwords::default(),
+            tokens: Tokens::default(),
             log: Log::default(),
         }
     }
@@ -226,6 +236,8 @@ impl Config {
         if self.sessions.idle_minutes == 0 || self.sessions.absolute_hours == 0 {
             return invalid("sessions", "idle_minutes and absolute_hours must be at least 1");
         }
+        self.passwords.check()?;
+        self.tokens.check()?;
         if let Some(url) = &self.http.public_url
             && !(url.starts_with("https://") || url.starts_with("http://"))
         {

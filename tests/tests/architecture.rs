@@ -66,7 +66,8 @@ const AGENT: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms that import another room, with the reason. Only through `actions`.
-const ROOM_TO_ROOM: &[(&str, &str, &str)] = &[];
+const ROOM_TO_ROOM: &[(&str, &str, &str)] =
+    &[("users", "instances", "a leaver's instances are handed over as the account is deleted")];
 
 /// Crates whose types stop at their door, and the doors.
 const DOORS: &[(&str, &[&str])] = &[

@@ -17,7 +17,7 @@ use tianqi_common::wire::telemetry::SampleBatch;
 use tianqi_common::wire::{ALPN, CloseCode, VERSION, Version};
 use tianqi_controller::authz::policy::InstancesExec;
 use tianqi_controller::authz::resource::InstanceRef;
-use tianqi_controller::authz::{Actor, Grant, Role};
+use tianqi_controller::authz::{Actor, Grant, Role, Way};
 use tianqi_controller::core::ca::Lifetimes;
 use tianqi_controller::link::{AgentEvent, LinkError, WorkStream};
 use tianqi_tests::raw::{Raw, RawServer, close_code};
@@ -47,6 +47,7 @@ fn grant(node: NodeId, id: InstanceId) -> Grant<InstanceRef, InstancesExec> {
         name: "admin".to_owned(),
         role: Role::admin(),
         session: Uuid::now_v7(),
+        way: Way::Token,
         expires_at: UnixMillis(i64::MAX),
         must_change_password: false,
         remote_address: String::new(),

@@ -3,9 +3,15 @@
 //! A [`Grant`] is proof that somebody may do one thing to one resource. It is made here and nowhere
 //! else, it is not serialisable, and it cannot be pointed at another target. A handler cannot be
 //! written without one in its signature; opening anything on an instance takes one.
+//!
+//! A second factor (TOTP) belongs in `login.rs`, after `check_password` and before a session begins: a
+//! login that lacks it is answered like one that lacks a solved challenge. OpenID Connect belongs
+//! beside it as another way to an account; both end in `session::begin`.
 
 pub mod account;
 pub mod actor;
+pub mod challenge;
+mod credential;
 mod extract;
 pub mod first_start;
 pub mod login;
@@ -14,7 +20,9 @@ pub mod policy;
 pub mod resource;
 pub mod role;
 pub mod session;
+pub mod strength;
 mod throttle;
+pub mod token;
 pub mod watch;
 
 use std::marker::PhantomData;
@@ -25,8 +33,9 @@ use tianqi_common::id::UserId;
 use crate::config::Config;
 use crate::core::db::Db;
 use crate::core::error::{Problem, Result};
+use crate::core::secret::Secret;
 
-pub use actor::Actor;
+pub use actor::{Actor, Way};
 pub use policy::{Permission, Reach};
 pub use resource::Anything;
 pub use role::{Role, RoleName};
@@ -46,6 +55,8 @@ pub struct Authz {
     pub is_secure: bool,
     /// Passwords, a few at a time.
     pub hasher: password::Hasher,
+    min_length: u32,
+    challenges: challenge::Challenges,
     throttle: throttle::Throttle,
 }
 
@@ -55,6 +66,10 @@ impl Authz {
     pub fn start(db: Db, clock: SharedClock, config: &Config) -> Self {
         let public_origin = config.public_origin();
         let is_public_secure = public_origin.as_deref().is_some_and(|o| o.starts_with("https:"));
+        let passwords = &config.passwords;
+        if passwords.is_weak() {
+            tracing::warn!("[passwords]: stolen hashes of this cost are cheap to try; raise it");
+        }
         Self {
             db,
             throttle: throttle::Throttle::start(clock.clone()),
@@ -62,8 +77,19 @@ impl Authz {
             sessions: actor::SessionRules::of(&config.sessions),
             is_secure: config.http.tls_cert.is_some() || is_public_secure,
             public_origin,
-            hasher: password::Hasher::new(),
+            hasher: password::Hasher::new(passwords),
+            min_length: passwords.min_length,
+            challenges: challenge::Challenges::new(passwords.challenge_tries),
         }
+    }
+
+    /// Checks a password that somebody wants to set for the account called `name`.
+    ///
+    /// # Errors
+    ///
+    /// `weak_password` (422) saying what is asked for.
+    pub fn check_new_password(&self, password: &Secret, name: &str) -> Result<()> {
+        strength::check(password, name, self.min_length)
     }
 }
 

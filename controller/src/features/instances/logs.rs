@@ -13,7 +13,7 @@ use utoipa::IntoParams;
 use super::store;
 use crate::authz::policy::{InstancesLogs, Permission as _};
 use crate::authz::resource::{InstanceRef, Resource as _};
-use crate::authz::watch::{self, Needs};
+use crate::authz::watch::{self, InUse, Needs};
 use crate::authz::{Authz, Grant};
 use crate::core::audit::{self, Entry, Outcome};
 use crate::core::error::{Problem, Result};
@@ -120,9 +120,11 @@ async fn carry(
 ) {
     // Keeps the agent's side open until the end.
     let _writer = stream.writer;
+    // Output that runs through says nothing of whether anybody looks at it.
+    let reading = InUse::default();
     let why = tokio::select! {
         why = pump(stream.reader, &pieces) => why,
-        problem = watch::ended(&authz, &grant, Needs::Existence, &mut heard) => Some(problem.detail),
+        problem = watch::ended(&authz, &grant, Needs::Existence, &reading, &mut heard) => Some(problem.detail),
         () = pieces.closed() => None,
     };
     if let Some(why) = why {

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::actions;
 use super::model::CreateInstance;
 use crate::authz::resource::{InstanceRef, Resource};
-use crate::authz::{Actor, Anything, Grant, Permission, Role};
+use crate::authz::{Actor, Anything, Grant, Permission, Role, Way};
 use crate::core::db::{Db, args};
 use crate::core::error::Result;
 use crate::features::Ctx;
@@ -143,6 +143,7 @@ async fn account(db: &Db, name: &str, role: Role) -> Actor {
         name: name.to_owned(),
         role,
         session: Uuid::now_v7(),
+        way: Way::Token,
         expires_at: UnixMillis(i64::MAX),
         must_change_password: false,
         remote_address: "127.0.0.1".to_owned(),

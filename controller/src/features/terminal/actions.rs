@@ -13,7 +13,7 @@ use super::pump::{self, Carried, End};
 use crate::authz::Grant;
 use crate::authz::policy::{InstancesExec, Permission as _};
 use crate::authz::resource::InstanceRef;
-use crate::authz::watch::{self, Needs};
+use crate::authz::watch::{self, InUse, Needs};
 use crate::core::audit::{self, Entry, Outcome};
 use crate::core::error::{Problem, Result};
 use crate::core::slots::Slot;
@@ -48,8 +48,9 @@ pub(super) async fn run(ctx: Ctx, terminal: Terminal, socket: WebSocket) {
         }
     };
     let began = ctx.clock.monotonic();
-    let right = watch::ended(&ctx.authz, &grant, Needs::Running, &mut heard);
-    let carried = pump::carry(source, sink, work, right).await;
+    let in_use = InUse::default();
+    let right = watch::ended(&ctx.authz, &grant, Needs::Running, &in_use, &mut heard);
+    let carried = pump::carry(source, sink, work, in_use.clone(), right).await;
     drop(slot);
     let duration = ctx.clock.monotonic().saturating_sub(began);
     let detail = closing(id, duration, &carried);

@@ -17,7 +17,7 @@ use super::Directory;
 use super::tokens::{self, CreateJoinToken};
 use crate::authz::policy::Permission;
 use crate::authz::resource::{NodeRef, Resource};
-use crate::authz::{Actor, Anything, Grant, Role, RoleName};
+use crate::authz::{Actor, Anything, Grant, Role, RoleName, Way};
 use crate::core::db::testing::{databases, sqlite};
 use crate::core::db::{Db, args, row};
 use crate::features::Ctx;
@@ -99,6 +99,7 @@ fn admin() -> Actor {
         name: "admin".to_owned(),
         role: Role::admin(),
         session: Uuid::now_v7(),
+        way: Way::Token,
         expires_at: NOW,
         must_change_password: false,
         remote_address: "127.0.0.1".to_owned(),
