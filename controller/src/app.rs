@@ -19,7 +19,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::admin;
-use crate::authz::{Authz, session};
+use crate::authz::{Authz, session, token};
 use crate::config::Config;
 use crate::core::audit::{Chain as AuditChain, Look};
 use crate::core::ca::{self, Lifetimes};
@@ -151,8 +151,8 @@ async fn serve_agents(
     Ok(address)
 }
 
-/// Once an hour, forgets sessions that have ended, keys of requests that nobody repeats any more, and
-/// rows of the audit that are old enough.
+/// Once an hour, forgets sessions and API tokens that have ended, keys of requests that nobody repeats
+/// any more, and rows of the audit that are old enough.
 async fn forget_old_rows(ctx: &Ctx, jobs: &Jobs) -> Result<()> {
     let ctx = ctx.clone();
     let work = move || {
@@ -160,8 +160,9 @@ async fn forget_old_rows(ctx: &Ctx, jobs: &Jobs) -> Result<()> {
         async move {
             let (now, rules) = (ctx.clock.now(), ctx.authz.sessions);
             let sessions = session::forget_ended(&ctx.db, rules, now).await;
+            let tokens = token::forget_expired(&ctx.db, now).await;
             let keys = idempotency::forget_old(&ctx.db, now).await;
-            match sessions.and_then(|sessions| Ok(sessions + keys?)) {
+            match sessions.and_then(|sessions| Ok(sessions + tokens? + keys?)) {
                 Ok(forgotten) => tracing::debug!("{forgotten} old rows forgotten"),
                 Err(error) => tracing::warn!(error = %Chain(&error), "old rows stay for now"),
             }

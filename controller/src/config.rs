@@ -2,6 +2,8 @@
 //!
 //! `TIANQI_` + section + `__` + key overrides a key: `TIANQI_HTTP__LISTEN`, `TIANQI_DATA_DIR`.
 
+mod identity;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +12,8 @@ use serde::Deserialize;
 use crate::core::http::proxy::Network;
 use crate::core::http::rate::Rate;
 use crate::core::secret::Secret;
+
+pub use identity::{Passwords, Tokens};
 
 /// Everything that can be set.
 #[derive(Clone, Debug, Deserialize)]
@@ -29,6 +33,10 @@ pub struct Config {
     pub sessions: Sessions,
     /// The audit.
     pub audit: Audit,
+    /// Passwords.
+    pub passwords: Passwords,
+    /// API tokens.
+    pub tokens: Tokens,
     /// The log.
     pub log: Log,
 }
@@ -143,6 +151,8 @@ impl Default for Config {
             agents: Agents::default(),
             sessions: Sessions::default(),
             audit: Audit::default(),
+            passwords: Passwords::default(),
+            tokens: Tokens::default(),
             log: Log::default(),
         }
     }
@@ -335,6 +345,8 @@ impl Config {
         if self.audit.retention_days > 36_500 {
             return invalid("audit.retention_days", "must be 0 (for ever) to 36500 (100 years)");
         }
+        self.passwords.check()?;
+        self.tokens.check()?;
         Ok(())
     }
 

@@ -11,13 +11,12 @@ use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use serde_json::Value;
 use tianqi_common::clock::{ManualClock, SharedClock, UnixMillis};
-use tianqi_common::id::UserId;
 use tower::ServiceExt;
 
 use crate::app;
 use crate::authz::RoleName;
 use crate::authz::account::{self, Account};
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, Passwords};
 use crate::core::db::{Db, testing};
 use crate::core::secret::Secret;
 use crate::features::Ctx;
@@ -26,6 +25,15 @@ use crate::features::Ctx;
 pub const PASSWORD: &str = "correct horse battery";
 /// When a test begins.
 pub const START: UnixMillis = UnixMillis(1_800_000_000_000);
+
+/// Passwords and challenges that cost next to nothing.
+pub const CHEAP: Passwords = Passwords {
+    min_length: 10,
+    argon2_memory_kib: 1_024,
+    argon2_iterations: 1,
+    argon2_parallelism: 1,
+    challenge_tries: 4,
+};
 
 const ANSWER_LIMIT: usize = 16 << 20;
 
@@ -37,7 +45,7 @@ const ANSWER_LIMIT: usize = 16 << 20;
 pub async fn ctx_on(db: Db, clock: SharedClock) -> Ctx {
     let data_dir = tempfile::tempdir().expect("temporary folder").keep();
     // The clock stands still, so nothing that was used up would ever come back.
-    let config = Config { data_dir, limits: Limits::none(), ..Config::default() };
+    let config = Config { data_dir, limits: Limits::none(), passwords: CHEAP, ..Config::default() };
     app::assemble(db, config, clock).await.expect("keys in a temporary folder")
 }
 
@@ -91,6 +99,11 @@ impl Api {
         Self { ctx, clock, router }
     }
 
+    /// Serves with what was changed in `ctx` since.
+    pub fn serve(&mut self) {
+        self.router = app::router(&self.ctx);
+    }
+
     /// Serves on a fresh SQLite database.
     pub async fn sqlite() -> Self {
         Self::on(testing::sqlite().await).await
@@ -114,16 +127,7 @@ impl Api {
         let password = Secret::new(PASSWORD.to_owned());
         let hash = self.ctx.authz.hasher.hash(&password).await.expect("hash");
         let now = self.ctx.clock.now();
-        let account = Account {
-            id: UserId::new(),
-            name: name.to_owned(),
-            display_name: String::new(),
-            role,
-            disabled: false,
-            must_change_password: false,
-            created_at: now,
-            updated_at: now,
-        };
+        let account = Account::new(name.to_owned(), role, now);
         let mut tx = self.ctx.db.begin().await.expect("transaction");
         account::insert(&mut tx, &account, &hash).await.expect("account");
         tx.commit().await.expect("commit");

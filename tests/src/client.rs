@@ -17,6 +17,7 @@ pub struct Client {
     http: reqwest::Client,
     base: String,
     token: Option<String>,
+    cookie: Option<String>,
 }
 
 impl Client {
@@ -29,7 +30,7 @@ impl Client {
             .timeout(Duration::from_secs(60))
             .build()
             .expect("http client");
-        Self { http, base: format!("http://{address}"), token: None }
+        Self { http, base: format!("http://{address}"), token: None, cookie: None }
     }
 
     /// Logs in and returns the client of that session.
@@ -37,7 +38,36 @@ impl Client {
         let body = json!({ "username": username, "password": password, "mode": "token" });
         let session = self.post("/session", &body).await;
         let token = text(&session, "token");
-        Self { token: Some(token), ..self.clone() }
+        Self { token: Some(token), cookie: None, ..self.clone() }
+    }
+
+    /// Logs in as a browser does and returns the client of that session: it sends the cookie, and
+    /// says that it is a page of the controller's own.
+    pub async fn login_by_cookie(&self, username: &str, password: &str) -> Self {
+        let body = json!({ "username": username, "password": password });
+        let request = self.request(Method::POST, "/session").json(&body);
+        let response = request.send().await.expect("the controller answers");
+        assert_eq!(response.status(), StatusCode::CREATED);
+        let cookie = response.headers()["set-cookie"].to_str().expect("a cookie");
+        let pair = cookie.split(';').next().expect("a cookie").to_owned();
+        Self { token: None, cookie: Some(pair), ..self.clone() }
+    }
+
+    /// Returns a client that comes by an API token.
+    #[must_use]
+    pub fn with_token(&self, token: &str) -> Self {
+        Self { token: Some(token.to_owned()), cookie: None, ..self.clone() }
+    }
+
+    /// Returns the headers that say who this is.
+    #[must_use]
+    pub fn headers(&self) -> Vec<(&'static str, String)> {
+        let token = self.token.iter().map(|token| ("authorization", format!("Bearer {token}")));
+        let cookie = self
+            .cookie
+            .iter()
+            .flat_map(|cookie| [("cookie", cookie.clone()), ("origin", self.base.clone())]);
+        token.chain(cookie).collect()
     }
 
     /// Returns the session's token, for WebSockets and hand-made requests.
@@ -55,10 +85,7 @@ impl Client {
     /// Begins a request to a path under `/api/v1`.
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let request = self.http.request(method, self.url(path));
-        match &self.token {
-            Some(token) => request.bearer_auth(token),
-            None => request,
-        }
+        self.headers().into_iter().fold(request, |it, (name, value)| it.header(name, value))
     }
 
     /// Calls and returns status and body, whatever they are; an empty body is `null`.

@@ -47,12 +47,31 @@ impl Terminal {
         instance: &str,
         query: &str,
     ) -> Result<Self, (StatusCode, Value)> {
+        Self::open_with(client, instance, query, &client.headers()).await
+    }
+
+    /// The same with these headers and no others.
+    ///
+    /// # Errors
+    ///
+    /// As [`Terminal::open`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Terminal::open`].
+    pub async fn open_with(
+        client: &Client,
+        instance: &str,
+        query: &str,
+        headers: &[(&'static str, String)],
+    ) -> Result<Self, (StatusCode, Value)> {
         let path = format!("/instances/{instance}/terminal?{query}");
         let url = client.url(&path).replacen("http", "ws", 1);
         let mut request = url.into_client_request().expect("address");
-        let bearer = format!("Bearer {}", client.token().unwrap_or_default());
-        let bearer = HeaderValue::from_str(&bearer).expect("token");
-        request.headers_mut().insert("authorization", bearer);
+        for (name, value) in headers {
+            let value = HeaderValue::from_str(value).expect("header");
+            request.headers_mut().insert(*name, value);
+        }
         match connect_async(request).await {
             Ok((socket, _)) => Ok(Self { socket, seen: Vec::new() }),
             Err(Error::Http(answer)) => {

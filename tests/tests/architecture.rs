@@ -66,8 +66,10 @@ const AGENT: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms that import another room, with the reason. Only through `actions`.
-const ROOM_TO_ROOM: &[(&str, &str, &str)] =
-    &[("quotas", "instances", "what an account uses is counted in one place, where instances are")];
+const ROOM_TO_ROOM: &[(&str, &str, &str)] = &[
+    ("quotas", "instances", "what an account uses is counted in one place, where instances are"),
+    ("users", "instances", "a leaver's instances are handed over as the account is deleted"),
+];
 
 /// Crates whose types stop at their door, and the doors.
 const DOORS: &[(&str, &[&str])] = &[

@@ -103,7 +103,9 @@ impl World {
     }
 
     async fn on_users(&self, operation: &Operation) -> (String, Value) {
-        let account = json!({ "name": format!("u{}", unique()), "password": PASSWORD });
+        let account = json!({
+            "name": format!("u{}", unique()), "password": PASSWORD, "must_change_password": false,
+        });
         let body = match (operation.method.as_str(), operation.template.as_str()) {
             ("post", "/users") => return (String::new(), account),
             ("patch", _) => json!({ "display_name": "changed" }),
@@ -172,6 +174,16 @@ impl World {
                 (client, json!({ "username": name, "password": PASSWORD, "mode": "token" }))
             }
             ("delete", "/session") => (client.login(&name, PASSWORD).await, json!({})),
+            ("patch", "/me") => (client.login(&name, PASSWORD).await, json!({ "phone": "110" })),
+            ("post", "/me/tokens") => {
+                let token = json!({ "name": "robot", "permissions": ["me:read"] });
+                (client.login(&name, PASSWORD).await, token)
+            }
+            ("delete", "/me/sessions/{id}" | "/me/tokens/{id}") => {
+                let client = client.login(&name, PASSWORD).await;
+                let id = self.session_or_token(&client, &operation.template).await;
+                return Call { client, id, body: json!({}) };
+            }
             ("put", "/me/password") => {
                 let change =
                     json!({ "current_password": PASSWORD, "new_password": ADMIN_PASSWORD });
@@ -182,8 +194,30 @@ impl World {
         Call { client, id: String::new(), body }
     }
 
-    /// Returns the path of a call, with the first card of the node in place of `{uuid}`.
+    /// Makes another session, or an API token, of somebody's and returns its id.
+    async fn session_or_token(&self, person: &Client, template: &str) -> String {
+        if template.contains("/tokens/") {
+            let token = json!({ "name": "robot", "permissions": ["me:read"] });
+            return text(&person.post("/me/tokens", &token).await, "id");
+        }
+        let name = text(&person.get("/me").await, "name");
+        Client::anonymous(self.cluster.http()).login(&name, PASSWORD).await;
+        let sessions = person.get("/me/sessions").await;
+        let all = sessions["items"].as_array().cloned().unwrap_or_default();
+        text(all.iter().find(|it| it["is_current"] == false).expect("another session"), "id")
+    }
+
+    /// Returns the path of a call, with the first card of the node in place of `{uuid}`, and a session
+    /// or a token of the account in place of `{session}` and `{token}`.
     async fn path(&self, operation: &Operation, id: &str) -> String {
+        let template = &operation.template;
+        if template.contains("{session}") || template.contains("{token}") {
+            let name = text(&self.admin.get(&format!("/users/{id}")).await, "name");
+            let person = Client::anonymous(self.cluster.http()).login(&name, PASSWORD).await;
+            let inner = self.session_or_token(&person, template).await;
+            let path = template.replace("{id}", id).replace("{session}", &inner);
+            return path.replace("{token}", &inner);
+        }
         if !operation.template.contains("{uuid}") {
             return operation.path(id);
         }

@@ -73,12 +73,25 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("post", "/session", PUBLIC),
     ("delete", "/session", "session:own"),
     ("put", "/me/password", "me:password"),
+    ("get", "/me", "me:read"),
+    ("patch", "/me", "me:write"),
+    ("get", "/me/sessions", "me:sessions"),
+    ("delete", "/me/sessions/{id}", "me:sessions"),
+    ("get", "/me/tokens", "me:tokens"),
+    ("post", "/me/tokens", "me:tokens"),
+    ("delete", "/me/tokens/{id}", "me:tokens"),
     ("get", "/users", "users:read"),
     ("post", "/users", "users:write"),
     ("get", "/users/{id}", "users:read"),
     ("delete", "/users/{id}", "users:write"),
     ("patch", "/users/{id}", "users:write"),
     ("put", "/users/{id}/password", "users:write"),
+    ("get", "/users/{id}/sessions", "users:read"),
+    ("delete", "/users/{id}/sessions", "users:write"),
+    ("delete", "/users/{id}/sessions/{session}", "users:write"),
+    ("get", "/users/{id}/tokens", "users:read"),
+    ("delete", "/users/{id}/tokens", "users:write"),
+    ("delete", "/users/{id}/tokens/{token}", "users:write"),
 ];
 
 /// Permissions that no operation asks for by itself: they widen what others allow.
@@ -174,6 +187,8 @@ impl World {
             "specs" => self.admin.create_cpu_spec(name).await,
             kind @ ("roles" | "users") => self.subject(kind, name).await,
             "instances" => self.owner.create_instance(name, &self.image, &self.spec).await,
+            // Sessions and API tokens are asked for by an id that nobody has.
+            "me" => unknown_id(),
             "join-tokens" => text(&self.join_token().await, "id"),
             "nodes" => {
                 let token = text(&self.join_token().await, "token");
@@ -217,9 +232,12 @@ fn wrong(
 ) -> Option<String> {
     let is_somebody_elses = ["stranger", "operator"].contains(&caller.name)
         && operation.template.starts_with("/instances/{id}");
-    let missing = answer["code"].as_str().is_some_and(|code| {
-        code.starts_with("no_such_") && !["no_such_join_token", "no_such_gpu"].contains(&code)
-    });
+    // Whoever gets so far as to be told that these do not exist was let in.
+    let is_inner = |code: &str| {
+        ["no_such_join_token", "no_such_gpu", "no_such_session", "no_such_token"].contains(&code)
+    };
+    let missing =
+        answer["code"].as_str().is_some_and(|code| code.starts_with("no_such_") && !is_inner(code));
     let (expected, is_right) = match caller.role.reach(permission) {
         Reach::None => ("403", status == StatusCode::FORBIDDEN && answer["code"] == "forbidden"),
         Reach::Own if is_somebody_elses => ("404", status == StatusCode::NOT_FOUND && missing),

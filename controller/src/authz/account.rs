@@ -16,6 +16,12 @@ pub struct Account {
     pub name: String,
     /// The name people read; may be empty.
     pub display_name: String,
+    /// An address for mail; may be empty.
+    pub email: String,
+    /// A telephone number; may be empty.
+    pub phone: String,
+    /// The colour that stands for a picture, such as `#1890ff`; may be empty.
+    pub avatar_color: String,
     /// What it may do.
     pub role: RoleName,
     /// A disabled account cannot log in.
@@ -28,12 +34,35 @@ pub struct Account {
     pub updated_at: UnixMillis,
 }
 
+impl Account {
+    /// A new account that says nothing of its owner yet.
+    #[must_use]
+    pub fn new(name: String, role: RoleName, now: UnixMillis) -> Self {
+        Self {
+            id: UserId::new(),
+            name,
+            display_name: String::new(),
+            email: String::new(),
+            phone: String::new(),
+            avatar_color: String::new(),
+            role,
+            disabled: false,
+            must_change_password: false,
+            created_at: now,
+            updated_at: now,
+        }
+    }
+}
+
 row! {
     /// A row of `users`.
     pub struct AccountRow {
         id: Uuid,
         name: String,
         display_name: String,
+        email: String,
+        phone: String,
+        avatar_color: String,
         password_hash: String,
         role: String,
         disabled: bool,
@@ -44,8 +73,8 @@ row! {
 }
 
 /// The columns of [`AccountRow`].
-pub const COLUMNS: &str = "id, name, display_name, password_hash, role, disabled, \
-     must_change_password, created_at, updated_at";
+pub const COLUMNS: &str = "id, name, display_name, email, phone, avatar_color, password_hash, role, \
+     disabled, must_change_password, created_at, updated_at";
 
 impl AccountRow {
     /// Returns the account without its password's hash.
@@ -55,6 +84,9 @@ impl AccountRow {
             id: UserId(self.id),
             name: self.name,
             display_name: self.display_name,
+            email: self.email,
+            phone: self.phone,
+            avatar_color: self.avatar_color,
             role: RoleName::new(self.role),
             disabled: self.disabled,
             must_change_password: self.must_change_password,
@@ -102,7 +134,8 @@ pub(super) async fn count(db: &Db) -> Result<i64, DbError> {
 /// [`DbError::Duplicate`] when the name is taken.
 pub async fn insert(tx: &mut Tx, account: &Account, password_hash: &str) -> Result<(), DbError> {
     const SQL: &str = "insert into users (id, name, display_name, password_hash, role, disabled, \
-         must_change_password, created_at, updated_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+         must_change_password, created_at, updated_at, email, phone, avatar_color) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
     let values = args![
         account.id,
         account.name.as_str(),
@@ -113,6 +146,9 @@ pub async fn insert(tx: &mut Tx, account: &Account, password_hash: &str) -> Resu
         account.must_change_password,
         account.created_at,
         account.updated_at,
+        account.email.as_str(),
+        account.phone.as_str(),
+        account.avatar_color.as_str(),
     ];
     tx.run(SQL, values).await.map(|_| ())
 }
@@ -132,4 +168,14 @@ pub(super) async fn set_password(
     const SQL: &str = "update users set password_hash = $1, must_change_password = $2, \
          updated_at = $3 where id = $4";
     tx.run(SQL, args![password_hash, must_change, now, id]).await.map(|_| ())
+}
+
+/// Stores the same password's hash with other parameters, unless the password was changed meanwhile.
+///
+/// # Errors
+///
+/// [`DbError`] when the engine refuses.
+pub(super) async fn renew_hash(db: &Db, id: UserId, old: &str, new: &str) -> Result<(), DbError> {
+    const SQL: &str = "update users set password_hash = $1 where id = $2 and password_hash = $3";
+    db.run(SQL, args![new, id, old]).await.map(|_| ())
 }

@@ -1,4 +1,4 @@
-//! Who is asking: a session's token becomes an [`Actor`].
+//! Who is asking: a session's token, or an API token, becomes an [`Actor`].
 
 use std::time::Duration;
 
@@ -11,11 +11,9 @@ use tianqi_common::id::UserId;
 use uuid::Uuid;
 
 use super::policy::{self, Permission as _};
-use super::session::SessionKind;
-use super::{Authz, Reach, Role};
+use super::{Authz, Reach, Role, credential};
 use crate::config::Sessions;
 use crate::core::audit::{Doer, Via};
-use crate::core::db::{args, row};
 use crate::core::error::{Problem, Result};
 use crate::core::http::{RequestInfo, too_often};
 
@@ -51,7 +49,7 @@ pub struct Actor {
     pub name: String,
     /// Its role.
     pub role: Role,
-    /// The session, for listing and revoking.
+    /// The session or the API token, for listing and revoking.
     pub session: Uuid,
     /// When the session ends at the latest.
     pub expires_at: UnixMillis,
@@ -109,72 +107,34 @@ pub fn token_hash(token: &str) -> Vec<u8> {
     Sha256::digest(token.as_bytes()).to_vec()
 }
 
-row! {
-    struct SessionRow {
-        id: Uuid,
-        user_id: Uuid,
-        kind: String,
-        last_used_at: i64,
-        expires_at: i64,
-        name: String,
-        role: String,
-        permissions: Option<String>,
-        disabled: bool,
-        must_change_password: bool,
-    }
-}
-
-/// A session's use is written down at most this often, so that reading does not mean writing.
-const TOUCH_EVERY: Duration = Duration::from_secs(60);
-
 /// Finds out who sent the request.
 ///
 /// # Errors
 ///
-/// `unauthorised` (401) without a live session, `foreign_origin` (403) when a cookie comes with a
+/// `unauthorised` (401) without a live session or token, `foreign_origin` (403) when a cookie comes with a
 /// write or a WebSocket from another site, `too_many_requests` (429) when the account asks too often.
 pub(super) async fn authenticate(authz: &Authz, parts: &Parts) -> Result<Actor> {
     let (token, by_cookie) = presented_token(&parts.headers).ok_or_else(|| {
         Problem::unauthorised("unauthorised", "log in first: POST /api/v1/session")
     })?;
     check_origin(authz, parts, by_cookie)?;
-    let row = live_session(authz, &token, by_cookie).await?.ok_or_else(ended)?;
-    let taken = authz.rates.take(UserId(row.user_id), authz.clock.monotonic());
+    let found = credential::find(authz, &token, by_cookie).await?.ok_or_else(ended)?;
+    let taken = authz.rates.take(found.user, authz.clock.monotonic());
     taken.map_err(|wait| too_often("this account", wait))?;
-    let now = authz.clock.now();
-    if now.since(UnixMillis(row.last_used_at)) >= TOUCH_EVERY {
-        let sql = "update sessions set last_used_at = $1 where id = $2";
-        authz.db.run(sql, args![now, row.id]).await?;
-    }
     let info = parts.extensions.get::<RequestInfo>();
+    let remote_address = info.map(|info| info.remote.to_string()).unwrap_or_default();
+    credential::note_use(authz, &found, &remote_address).await?;
     Ok(Actor {
-        id: UserId(row.user_id),
-        role: Role::of_row(&row.role, row.permissions.as_deref())?,
-        name: row.name,
-        session: row.id,
-        expires_at: UnixMillis(row.expires_at),
-        must_change_password: row.must_change_password,
-        via: if by_cookie { Via::Cookie } else { Via::Token },
-        remote_address: info.map(|info| info.remote.to_string()).unwrap_or_default(),
+        id: found.user,
+        role: found.role,
+        name: found.name,
+        session: found.id,
+        via: found.via,
+        expires_at: found.expires_at,
+        must_change_password: found.must_change_password,
+        remote_address,
         request_id: info.map(|info| info.id.clone()).unwrap_or_default(),
     })
-}
-
-const SESSIONS: &str = "select s.id, s.user_id, s.kind, s.last_used_at, s.expires_at, u.name, u.role, \
-     r.permissions, u.disabled, u.must_change_password from sessions s \
-     join users u on u.id = s.user_id left join roles r on r.name = u.role";
-
-async fn live_session(authz: &Authz, token: &str, by_cookie: bool) -> Result<Option<SessionRow>> {
-    let sql = format!("{SESSIONS} where s.token_hash = $1");
-    let row: Option<SessionRow> = authz.db.first(&sql, args![token_hash(token)]).await?;
-    let kind = if by_cookie { SessionKind::Cookie } else { SessionKind::Token };
-    Ok(row.filter(|row| row.kind == kind.as_str() && is_live(authz, row)))
-}
-
-fn is_live(authz: &Authz, row: &SessionRow) -> bool {
-    let now = authz.clock.now();
-    let is_idle = now.since(UnixMillis(row.last_used_at)) >= authz.sessions.idle;
-    !row.disabled && now.0 < row.expires_at && !is_idle
 }
 
 /// Returns the token and whether it came as a cookie.
@@ -231,16 +191,11 @@ fn foreign_origin() -> Problem {
 ///
 /// `unauthorised` (401) when the session has ended or the account is disabled.
 pub(super) async fn refresh(authz: &Authz, actor: &Actor) -> Result<Actor> {
-    let sql = format!("{SESSIONS} where s.id = $1");
-    let row: Option<SessionRow> = authz.db.first(&sql, args![actor.session]).await?;
-    let row = row.filter(|row| is_live(authz, row)).ok_or_else(ended)?;
-    Ok(Actor {
-        role: Role::of_row(&row.role, row.permissions.as_deref())?,
-        must_change_password: row.must_change_password,
-        ..actor.clone()
-    })
+    let found = credential::again(authz, actor).await?.ok_or_else(ended)?;
+    let must_change_password = found.must_change_password;
+    Ok(Actor { role: found.role, must_change_password, ..actor.clone() })
 }
 
 fn ended() -> Problem {
-    Problem::unauthorised("unauthorised", "this session has ended; log in again")
+    Problem::unauthorised("unauthorised", "this session or token has ended; log in again")
 }

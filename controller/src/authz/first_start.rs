@@ -5,11 +5,9 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use tianqi_common::id::UserId;
-
 use super::account::{self, Account};
 use super::login::random_password;
-use super::{Authz, RoleName, password};
+use super::{Authz, RoleName};
 use crate::core::audit::{self, Doer, Entry, Outcome};
 use crate::core::db::DbError;
 use crate::core::error::Problem;
@@ -68,7 +66,7 @@ impl Authz {
         }
         let is_generated = chosen.is_none();
         let password = chosen.unwrap_or_else(random_password);
-        password::check_new(&password)
+        self.check_new_password(&password, ADMIN)
             .map_err(|problem| FirstStartError::Password(problem.detail))?;
         if is_generated {
             write_password(data_dir, &password)?;
@@ -85,14 +83,8 @@ impl Authz {
     async fn insert_admin(&self, hash: &str, is_generated: bool) -> Result<(), DbError> {
         let now = self.clock.now();
         let admin = Account {
-            id: UserId::new(),
-            name: ADMIN.to_owned(),
-            display_name: String::new(),
-            role: RoleName::ADMIN,
-            disabled: false,
             must_change_password: is_generated,
-            created_at: now,
-            updated_at: now,
+            ..Account::new(ADMIN.to_owned(), RoleName::ADMIN, now)
         };
         let mut tx = self.db.begin().await?;
         account::insert(&mut tx, &admin, hash).await?;

@@ -11,9 +11,10 @@ use tianqi_common::id::UserId;
 use tianqi_common::name::UserName;
 
 use super::account::{self, Account};
-use super::password::{self, Hasher};
+use super::challenge::Solution;
 use super::session::{self, Begun, Origin, SessionKind};
-use super::{Actor, Authz};
+use super::throttle::Hurdle;
+use super::{Actor, Authz, token};
 use crate::core::audit::{self, Doer, Entry, Outcome, Via};
 use crate::core::db::Tx;
 use crate::core::error::{Problem, Result};
@@ -23,6 +24,17 @@ use crate::core::secret::Secret;
 const LOGIN: &str = "session:login";
 /// Length of a password that is made here: 24 letters and digits are 142 bits.
 const GENERATED_LENGTH: usize = 24;
+
+/// What somebody logs in with.
+#[derive(Clone, Copy, Debug)]
+pub struct Credentials<'a> {
+    /// The account's name.
+    pub name: &'a str,
+    /// Its password.
+    pub password: &'a Secret,
+    /// A challenge that the client has solved, if it was given one.
+    pub solution: Option<&'a Solution>,
+}
 
 /// Somebody who is not logged in yet.
 #[derive(Clone, Debug)]
@@ -60,7 +72,8 @@ impl Visitor {
 }
 
 impl Authz {
-    /// Checks a name and a password; every face of the controller asks here.
+    /// Checks a name and a password; every face of the controller asks here. Faces that can show a
+    /// challenge ask [`Authz::log_in`], which asks for one first.
     ///
     /// # Errors
     ///
@@ -72,21 +85,23 @@ impl Authz {
         name: &str,
         password: &Secret,
     ) -> Result<Account> {
-        // A name that cannot exist is not counted, so that noise does not fill the memory.
-        let name = UserName::parse(name).map(String::from).unwrap_or_default();
+        let name = counted_name(name);
         self.slow_down(&name, visitor.remote).await?;
         let turn = self.hasher.turn().await?;
         // Whoever waited for a turn may have failed elsewhere in the meantime.
         self.slow_down(&name, visitor.remote).await?;
         let found = account::with_hash(&self.db, &name).await?;
         let stored = found.as_ref().map(|(_, hash)| hash.as_str());
-        let is_right = Hasher::verify(turn, password, stored).await?;
+        let verdict = self.hasher.verify(turn, password, stored).await?;
         match found {
-            Some((account, _)) if is_right && !account.disabled => {
+            Some((account, old)) if verdict.is_right && !account.disabled => {
                 self.throttle.succeeded(&name).await;
+                if let Some(new) = verdict.renewed {
+                    account::renew_hash(&self.db, account.id, &old, &new).await?;
+                }
                 Ok(account)
             }
-            Some((account, _)) if is_right => {
+            Some((account, _)) if verdict.is_right => {
                 self.note_refusal(visitor, &account.name, "account_disabled").await?;
                 let detail = "this account is disabled; ask an admin";
                 Err(Problem::forbidden("account_disabled", detail))
@@ -99,15 +114,36 @@ impl Authz {
         }
     }
 
-    async fn slow_down(&self, name: &str, remote: IpAddr) -> Result<()> {
-        let wait = self.throttle.wait(name, remote).await;
+    /// Lets a try go ahead, or says how long it must wait. Returns whether it needs a solved challenge.
+    async fn slow_down(&self, name: &str, remote: IpAddr) -> Result<bool> {
+        let Hurdle { wait, challenge } = self.throttle.hurdle(name, remote).await;
         if wait.is_zero() {
-            return Ok(());
+            return Ok(challenge);
         }
         let seconds = wait.as_millis().div_ceil(1_000);
         let detail = format!("too many wrong passwords; try again in {seconds} s");
         let data = serde_json::json!({ "retry_after_seconds": seconds });
         Err(Problem::too_many("too_many_attempts", detail).with(data))
+    }
+
+    /// After repeated failures of the account or the address, asks for a solved challenge and uses it
+    /// up. Whether the account exists plays no part.
+    async fn ask_for_work(&self, remote: IpAddr, credentials: Credentials<'_>) -> Result<()> {
+        if !self.slow_down(&counted_name(credentials.name), remote).await? {
+            return Ok(());
+        }
+        let now = self.clock.now();
+        let detail = match credentials.solution {
+            None => "after repeated wrong passwords a login needs a solved challenge",
+            Some(solution) => match self.challenges.check(solution, now) {
+                Some(solved) if self.throttle.spend(solved).await => return Ok(()),
+                Some(_) => "this solution was used before",
+                None => "this solution is wrong or too old",
+            },
+        };
+        let detail = format!("{detail}; solve data.challenge and send it as challenge_solution");
+        let data = serde_json::json!({ "challenge": self.challenges.issue(now) });
+        Err(Problem::forbidden("challenge_required", detail).with(data))
     }
 
     async fn note_refusal(&self, visitor: &Visitor, name: &str, code: &str) -> Result<()> {
@@ -126,14 +162,15 @@ impl Authz {
     ///
     /// # Errors
     ///
-    /// As [`Authz::check_password`].
+    /// `challenge_required` (403) with a challenge in its data, and as [`Authz::check_password`].
     pub async fn log_in(
         &self,
         visitor: &Visitor,
-        name: &str,
-        password: &Secret,
+        credentials: Credentials<'_>,
         kind: SessionKind,
     ) -> Result<(Begun, Account)> {
+        self.ask_for_work(visitor.remote, credentials).await?;
+        let Credentials { name, password, .. } = credentials;
         let account = self.check_password(visitor, name, password).await?;
         let now = self.clock.now();
         let address = visitor.remote.to_string();
@@ -178,12 +215,12 @@ impl Authz {
         current: &Secret,
         new: &Secret,
     ) -> Result<()> {
-        password::check_new(new)?;
+        self.check_new_password(new, &actor.name)?;
         self.slow_down(&actor.name, remote).await?;
         let turn = self.hasher.turn().await?;
         let found = account::with_hash(&self.db, &actor.name).await?;
         let stored = found.as_ref().map(|(_, hash)| hash.as_str());
-        if !Hasher::verify(turn, current, stored).await? {
+        if !self.hasher.verify(turn, current, stored).await?.is_right {
             self.throttle.failed(&actor.name, remote).await;
             return Err(Problem::invalid("wrong_password", "current_password is wrong"));
         }
@@ -201,8 +238,9 @@ impl Authz {
         Ok(tx.commit().await?)
     }
 
-    /// Sets somebody's password in `tx` and ends all sessions of the account. `hash` comes from
-    /// [`Hasher::hash`], made before the transaction.
+    /// Sets somebody's password in `tx` and ends all sessions of the account and withdraws its API
+    /// tokens: whoever knew the password may have made some. `hash` comes from
+    /// [`Hasher::hash`](super::password::Hasher::hash), made before the transaction.
     ///
     /// # Errors
     ///
@@ -218,7 +256,8 @@ impl Authz {
         let now = self.clock.now();
         account::set_password(tx, user, hash, must_change, now).await?;
         let ended = session::end_all(tx, user, None).await?;
-        let detail = serde_json::json!({ "ended_sessions": ended });
+        let withdrawn = token::withdraw_all(tx, user).await?;
+        let detail = serde_json::json!({ "ended_sessions": ended, "withdrawn_tokens": withdrawn });
         note_done(tx, now, doer, "users:password", user, detail).await
     }
 
@@ -241,6 +280,12 @@ impl Authz {
         self.throttle.succeeded(name).await;
         Ok((password, account))
     }
+}
+
+/// Returns the name under which failures are counted. Names that cannot exist are counted as one, so
+/// that noise does not fill the memory.
+fn counted_name(name: &str) -> String {
+    UserName::parse(name).map(String::from).unwrap_or_default()
 }
 
 /// Makes a password of letters and digits that nobody guesses.

@@ -3,9 +3,15 @@
 //! A [`Grant`] is proof that somebody may do one thing to one resource. It is made here and nowhere
 //! else, it is not serialisable, and it cannot be pointed at another target. A handler cannot be
 //! written without one in its signature; opening anything on an instance takes one.
+//!
+//! A second factor (TOTP) belongs in `login.rs`, after `check_password` and before a session begins: a
+//! login that lacks it is answered like one that lacks a solved challenge. OpenID Connect belongs
+//! beside it as another way to an account; both end in `session::begin`.
 
 pub mod account;
 pub mod actor;
+pub mod challenge;
+mod credential;
 mod extract;
 pub mod first_start;
 pub mod login;
@@ -15,7 +21,9 @@ pub mod quota;
 pub mod resource;
 pub mod role;
 pub mod session;
+pub mod strength;
 mod throttle;
+pub mod token;
 pub mod watch;
 
 use std::marker::PhantomData;
@@ -27,6 +35,7 @@ use crate::config::Config;
 use crate::core::db::Db;
 use crate::core::error::{Problem, Result};
 use crate::core::http::rate::Limiter;
+use crate::core::secret::Secret;
 
 pub use actor::Actor;
 pub use policy::{Permission, Reach};
@@ -46,6 +55,8 @@ pub struct Authz {
     pub public_origin: Option<String>,
     /// Passwords, a few at a time.
     pub hasher: password::Hasher,
+    min_length: u32,
+    challenges: challenge::Challenges,
     throttle: throttle::Throttle,
     rates: Limiter<UserId>,
 }
@@ -54,6 +65,10 @@ impl Authz {
     /// Starts with nobody throttled; needs a running runtime.
     #[must_use]
     pub fn start(db: Db, clock: SharedClock, config: &Config) -> Self {
+        let passwords = &config.passwords;
+        if passwords.is_weak() {
+            tracing::warn!("[passwords]: stolen hashes of this cost are cheap to try; raise it");
+        }
         Self {
             db,
             throttle: throttle::Throttle::start(clock.clone()),
@@ -61,8 +76,19 @@ impl Authz {
             sessions: actor::SessionRules::of(&config.sessions),
             public_origin: config.public_origin(),
             rates: Limiter::new(config.limits.account()),
-            hasher: password::Hasher::new(),
+            hasher: password::Hasher::new(passwords),
+            min_length: passwords.min_length,
+            challenges: challenge::Challenges::new(passwords.challenge_tries),
         }
+    }
+
+    /// Checks a password that somebody wants to set for the account called `name`.
+    ///
+    /// # Errors
+    ///
+    /// `weak_password` (422) saying what is asked for.
+    pub fn check_new_password(&self, password: &Secret, name: &str) -> Result<()> {
+        strength::check(password, name, self.min_length)
     }
 }
 

@@ -1,48 +1,70 @@
 //! Passwords: Argon2id, away from the async threads, a few at a time.
+//!
+//! A hash says itself how it was made. One that was made with other parameters than the
+//! configuration's is made anew when its owner next logs in; until then a login to that account takes
+//! another time than to one that does not exist.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use argon2::Argon2;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
+use argon2::{Algorithm, Argon2, Params, Version};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::strength::PASSWORD_MAX;
+use crate::config::Passwords;
 use crate::core::error::{Problem, Result};
 use crate::core::secret::Secret;
 
-/// Fewest characters of a password that somebody sets.
-pub const PASSWORD_MIN: usize = 10;
-/// Most bytes of a password; more would only cost time.
-pub const PASSWORD_MAX: usize = 1_024;
 /// Callers that may wait for their turn; one more is told to come back.
 const WAITING_MAX: usize = 64;
 
-/// What a password is compared with when the account does not exist, so that the answer takes as
-/// long as for one that does. It has the parameters of [`Argon2::default`]; no password gives it.
-const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
-
 /// Hashes and compares passwords.
 ///
-/// One hash takes 19 MiB and some 20 ms of a core, so as many run at once as there are cores. Others
-/// wait; when too many wait, the next is refused (`busy`, 503).
+/// By default one hash takes 19 MiB and some 20 ms of a core, so as many run at once as there are
+/// cores. Others wait; when too many wait, the next is refused (`busy`, 503).
 #[derive(Clone, Debug)]
 pub struct Hasher {
     running: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
+    params: Params,
+    /// What a password is compared with when the account does not exist, so that the answer takes as
+    /// long as for one that does; no password gives it.
+    nobody: Arc<str>,
+    runs: Arc<AtomicU64>,
 }
 
 /// A turn to use a core for one password.
 #[derive(Debug)]
 pub struct Turn(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
 
+/// What a comparison found.
+#[derive(Debug)]
+pub struct Verdict {
+    /// Whether it is the password.
+    pub is_right: bool,
+    /// The hash to store from now on, when the stored one was made with other parameters.
+    pub renewed: Option<String>,
+}
+
 impl Hasher {
     /// Starts with as many turns as there are cores, two to eight.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(passwords: &Passwords) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let (memory, iterations, lanes) = (
+            passwords.argon2_memory_kib,
+            passwords.argon2_iterations,
+            passwords.argon2_parallelism,
+        );
         Self {
             running: Arc::new(Semaphore::new(cores.clamp(2, 8))),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+            // Whatever passes the configuration's check is fine with Argon2.
+            params: Params::new(memory, iterations, lanes, None).unwrap_or_default(),
+            nobody: nobody(memory, iterations, lanes).into(),
+            runs: Arc::default(),
         }
     }
 
@@ -63,11 +85,11 @@ impl Hasher {
     ///
     /// `busy` (503), `internal` (500).
     pub async fn hash(&self, password: &Secret) -> Result<String> {
-        let (turn, password) = (self.turn().await?, password.clone());
+        let (turn, password, this) = (self.turn().await?, password.clone(), self.clone());
         blocking(move || {
-            let hash = Argon2::default().hash_password(password.expose().as_bytes());
+            let hash = this.run(&password);
             drop(turn);
-            hash.map(|hash| hash.to_string()).map_err(|error| Problem::internal(&error))
+            hash
         })
         .await?
     }
@@ -78,84 +100,134 @@ impl Hasher {
     /// # Errors
     ///
     /// `internal` (500) when the stored text is not a hash.
-    pub async fn verify(turn: Turn, password: &Secret, stored: Option<&str>) -> Result<bool> {
+    pub async fn verify(
+        &self,
+        turn: Turn,
+        password: &Secret,
+        stored: Option<&str>,
+    ) -> Result<Verdict> {
         let is_known = stored.is_some();
-        let (password, stored) = (password.clone(), stored.unwrap_or(NOBODY).to_owned());
+        let stored = stored.unwrap_or(&self.nobody).to_owned();
+        let (password, this) = (password.clone(), self.clone());
         blocking(move || {
             let hash = PasswordHash::new(&stored).map_err(|error| Problem::internal(&error))?;
-            let text = password.expose();
-            let is_right = text.len() <= PASSWORD_MAX
-                && Argon2::default().verify_password(text.as_bytes(), &hash).is_ok();
+            // The comparison is made in both cases.
+            let is_right = this.fits(&password, &hash) && is_known;
+            let is_old = is_right && !this.is_current(&hash);
+            let renewed = if is_old { Some(this.run(&password)?) } else { None };
             drop(turn);
-            Ok(is_right && is_known)
+            Ok(Verdict { is_right, renewed })
         })
         .await?
     }
+
+    /// Returns how many hashes were made since the start, for new passwords and for comparisons.
+    #[must_use]
+    pub fn runs(&self) -> u64 {
+        self.runs.load(Ordering::Relaxed)
+    }
+
+    fn argon2(&self) -> Argon2<'static> {
+        Argon2::new(Algorithm::Argon2id, Version::V0x13, self.params.clone())
+    }
+
+    fn run(&self, password: &Secret) -> Result<String> {
+        self.runs.fetch_add(1, Ordering::Relaxed);
+        let hash = self.argon2().hash_password(password.expose().as_bytes());
+        hash.map(|hash| hash.to_string()).map_err(|error| Problem::internal(&error))
+    }
+
+    fn fits(&self, password: &Secret, hash: &PasswordHash) -> bool {
+        let text = password.expose();
+        if text.len() > PASSWORD_MAX {
+            return false;
+        }
+        self.runs.fetch_add(1, Ordering::Relaxed);
+        self.argon2().verify_password(text.as_bytes(), hash).is_ok()
+    }
+
+    fn is_current(&self, hash: &PasswordHash) -> bool {
+        let cost = |params: &Params| (params.m_cost(), params.t_cost(), params.p_cost());
+        let stored = Params::try_from(hash).ok();
+        stored.is_some_and(|stored| cost(&stored) == cost(&self.params))
+    }
 }
 
-impl Default for Hasher {
-    fn default() -> Self {
-        Self::new()
-    }
+/// Returns a hash with these parameters and 16 and 32 bytes of zero for salt and outcome.
+fn nobody(memory: u32, iterations: u32, lanes: u32) -> String {
+    let (salt, outcome) = ("A".repeat(22), "A".repeat(43));
+    format!("$argon2id$v=19$m={memory},t={iterations},p={lanes}${salt}${outcome}")
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|error| Problem::internal(&error))
 }
 
-/// Checks a password that somebody wants to set.
-///
-/// # Errors
-///
-/// `weak_password` (422) saying what is asked for.
-pub fn check_new(password: &Secret) -> Result<()> {
-    let (chars, bytes) = (password.expose().chars().count(), password.expose().len());
-    if chars < PASSWORD_MIN {
-        let detail = format!("the password has {chars} characters; give at least {PASSWORD_MIN}");
-        return Err(Problem::invalid("weak_password", detail));
-    }
-    if bytes > PASSWORD_MAX {
-        let detail = format!("the password has {bytes} bytes; at most {PASSWORD_MAX} are allowed");
-        return Err(Problem::invalid("weak_password", detail));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::CHEAP;
 
     fn secret(text: &str) -> Secret {
         Secret::new(text.to_owned())
     }
 
-    #[tokio::test]
-    async fn a_hash_fits_its_own_password_alone() {
-        let hasher = Hasher::new();
-        let stored = hasher.hash(&secret("correct horse")).await.unwrap();
-
-        let verify = async |text: &str, stored: Option<&str>| {
-            Hasher::verify(hasher.turn().await.unwrap(), &secret(text), stored).await.unwrap()
-        };
-        assert!(verify("correct horse", Some(&stored)).await);
-        assert!(!verify("correct horsf", Some(&stored)).await);
-        assert!(!verify("correct horse", None).await);
-        assert!(stored.starts_with("$argon2id$"));
+    async fn verify(hasher: &Hasher, text: &str, stored: Option<&str>) -> Verdict {
+        hasher.verify(hasher.turn().await.unwrap(), &secret(text), stored).await.unwrap()
     }
 
-    #[test]
-    fn an_unknown_account_costs_as_much_as_a_known_one() {
-        let nobody = PasswordHash::new(NOBODY).unwrap();
-        let real = Argon2::default().hash_password(b"anything").unwrap();
+    #[tokio::test]
+    async fn a_hash_fits_its_own_password_alone() {
+        let hasher = Hasher::new(&CHEAP);
+        let stored = hasher.hash(&secret("correct horse")).await.unwrap();
 
-        assert_eq!(nobody.params.to_string(), real.params.to_string());
-        assert_eq!(nobody.algorithm, real.algorithm);
-        assert_eq!(nobody.hash.unwrap().as_bytes().len(), real.hash.unwrap().as_bytes().len());
+        assert!(verify(&hasher, "correct horse", Some(&stored)).await.is_right);
+        assert!(!verify(&hasher, "correct horsf", Some(&stored)).await.is_right);
+        assert!(!verify(&hasher, "correct horse", None).await.is_right);
+        assert!(stored.starts_with("$argon2id$v=19$m=1024,t=1,p=1$"), "{stored}");
+    }
+
+    #[tokio::test]
+    async fn an_unknown_account_costs_as_much_as_a_known_one() {
+        for passwords in [CHEAP, Passwords { argon2_iterations: 3, argon2_parallelism: 2, ..CHEAP }]
+        {
+            let hasher = Hasher::new(&passwords);
+            let stored = hasher.hash(&secret("anything")).await.unwrap();
+            let (real, fake) =
+                (PasswordHash::new(&stored).unwrap(), PasswordHash::new(&hasher.nobody).unwrap());
+
+            assert_eq!(fake.params.to_string(), real.params.to_string());
+            assert_eq!(fake.algorithm, real.algorithm);
+            assert_eq!(fake.hash.unwrap().as_bytes().len(), real.hash.unwrap().as_bytes().len());
+
+            let runs = async |stored: Option<&str>| {
+                let before = hasher.runs();
+                let verdict = verify(&hasher, "wrong", stored).await;
+                assert!(!verdict.is_right && verdict.renewed.is_none());
+                hasher.runs() - before
+            };
+            assert_eq!((runs(Some(&stored)).await, runs(None).await), (1, 1));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hash_of_other_parameters_is_made_anew_when_the_password_is_right() {
+        let (old, new) =
+            (Hasher::new(&CHEAP), Hasher::new(&Passwords { argon2_iterations: 2, ..CHEAP }));
+        let stored = old.hash(&secret("correct horse")).await.unwrap();
+
+        assert!(verify(&new, "wrong", Some(&stored)).await.renewed.is_none());
+        assert!(verify(&old, "correct horse", Some(&stored)).await.renewed.is_none());
+        let verdict = verify(&new, "correct horse", Some(&stored)).await;
+        let renewed = verdict.renewed.unwrap();
+        assert!(verdict.is_right && renewed.contains("t=2"), "{renewed}");
+        let verdict = verify(&new, "correct horse", Some(&renewed)).await;
+        assert!(verdict.is_right && verdict.renewed.is_none());
     }
 
     #[tokio::test]
     async fn more_than_the_waiting_room_holds_are_told_to_come_back() {
-        let hasher = Hasher::new();
+        let hasher = Hasher::new(&CHEAP);
         let mut turns = Vec::new();
         while hasher.running.available_permits() > 0 {
             turns.push(hasher.turn().await.unwrap());
@@ -175,12 +247,5 @@ mod tests {
         for one in waiting {
             assert!(one.await.unwrap().is_ok());
         }
-    }
-
-    #[test]
-    fn short_and_endless_passwords_are_refused_with_their_length() {
-        assert!(check_new(&secret("密码密码密码密码密码")).is_ok());
-        assert!(check_new(&secret("123456789")).unwrap_err().detail.contains("9 characters"));
-        assert!(check_new(&secret(&"x".repeat(PASSWORD_MAX + 1))).is_err());
     }
 }

@@ -36,6 +36,13 @@ impl PermissionInfo {
     pub fn is_everybodys(&self) -> bool {
         self.name.starts_with("session:") || self.name.starts_with("me:")
     }
+
+    /// Whether an API token may have it: none may make another token, change the password or end
+    /// sessions, so that whoever finds one cannot stay.
+    #[must_use]
+    pub fn is_for_tokens(&self) -> bool {
+        !self.is_everybodys() || matches!(self.name, "me:read" | "me:write")
+    }
 }
 
 macro_rules! permissions {
@@ -63,6 +70,10 @@ macro_rules! permissions {
 permissions! {
     "See who is logged in and log out." "session:own" SessionOwn: user Own, auditor Own;
     "Change one's own password." "me:password" MePassword: user Own, auditor Own;
+    "Read one's own account." "me:read" MeRead: user Own, auditor Own;
+    "Change what one's own account says of its owner." "me:write" MeWrite: user Own, auditor Own;
+    "List and end one's own sessions." "me:sessions" MeSessions: user Own, auditor Own;
+    "Make, list and withdraw one's own API tokens." "me:tokens" MeTokens: user Own, auditor Own;
     "List and read accounts." "users:read" UsersRead: user None, auditor All;
     "Create, change and delete accounts, and reset their passwords." "users:write" UsersWrite: user None, auditor None;
     "Read nodes, their cards and their state." "nodes:read" NodesRead: user None, auditor All;

@@ -165,18 +165,20 @@ impl Role {
     }
 
     /// Returns the first permission with which `other` reaches further, if there is one: nobody
-    /// gives what they do not have.
+    /// gives what they do not have. What everybody has plays no part: an API token lacks it, and may
+    /// still make accounts.
     #[must_use]
     pub fn lacks(&self, other: &Self) -> Option<&'static str> {
-        other.reaches.iter().find(|(name, reach)| **reach > self.reach(name)).map(|(name, _)| *name)
+        let others = PERMISSIONS.iter().filter(|info| !info.is_everybodys());
+        others.map(|info| info.name).find(|name| other.reach(name) > self.reach(name))
     }
 
-    /// Returns this role without the permissions that are not in `names`. Not even what everybody
-    /// has is added: a token for one thing does that one thing.
+    /// Returns this role without the permissions that are not in `names`, and without those that are
+    /// for no token. Not even what everybody has is added: a token for one thing does that one thing.
     #[must_use]
     pub fn narrowed_to(&self, names: &[String]) -> Self {
         Self::of_table(self.name.clone(), |info| {
-            let is_kept = names.iter().any(|name| name == info.name);
+            let is_kept = info.is_for_tokens() && names.iter().any(|name| name == info.name);
             if is_kept { self.reach(info.name) } else { Reach::None }
         })
     }
@@ -290,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_narrowed_role_has_what_is_named_and_no_further_than_before() {
-        let names = ["instances:read".to_owned(), "users:write".to_owned()];
+        let names = ["instances:read", "users:write", "me:tokens"].map(str::to_owned);
 
         let narrowed = operator().narrowed_to(&names);
 
@@ -298,6 +300,7 @@ mod tests {
         assert_eq!(narrowed.reach("users:write"), Reach::None);
         assert_eq!(narrowed.reach("nodes:write"), Reach::None);
         assert_eq!(narrowed.reach("me:password"), Reach::None);
+        assert_eq!(narrowed.reach("me:tokens"), Reach::None, "no token makes tokens");
     }
 
     #[test]

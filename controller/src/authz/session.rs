@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::actor::{SessionRules, token_hash};
 use crate::core::db::{Db, DbError, Tx, args, row};
+use crate::core::page::Paging;
 use crate::core::secret::Secret;
 
 /// Most sessions of one account; the one unused for longest makes room.
@@ -56,8 +57,74 @@ pub struct Origin<'a> {
     pub user_agent: &'a str,
 }
 
+/// A session as its owner recognises it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionInfo {
+    /// Which.
+    pub id: Uuid,
+    /// The word of its [`SessionKind`].
+    pub kind: String,
+    /// Where it was begun from.
+    pub remote_address: String,
+    /// What the client said it was.
+    pub user_agent: String,
+    /// When it was begun.
+    pub created_at: UnixMillis,
+    /// When it was used last, to the minute.
+    pub last_used_at: UnixMillis,
+    /// When it ends at the latest.
+    pub expires_at: UnixMillis,
+}
+
 row! {
     struct IdRow { id: Uuid }
+}
+
+row! {
+    struct InfoRow {
+        id: Uuid,
+        kind: String,
+        remote_address: String,
+        user_agent: String,
+        created_at: i64,
+        last_used_at: i64,
+        expires_at: i64,
+    }
+}
+
+impl From<InfoRow> for SessionInfo {
+    fn from(row: InfoRow) -> Self {
+        Self {
+            id: row.id,
+            kind: row.kind,
+            remote_address: row.remote_address,
+            user_agent: row.user_agent,
+            created_at: UnixMillis(row.created_at),
+            last_used_at: UnixMillis(row.last_used_at),
+            expires_at: UnixMillis(row.expires_at),
+        }
+    }
+}
+
+/// Returns one page of an account's sessions that live, and how many there are on all pages.
+///
+/// # Errors
+///
+/// [`DbError`] when the engine refuses.
+pub async fn page(
+    db: &Db,
+    rules: SessionRules,
+    user: UserId,
+    now: UnixMillis,
+    paging: &Paging,
+) -> Result<(Vec<SessionInfo>, i64), DbError> {
+    let live = " from sessions where user_id = $1 and expires_at > $2 and last_used_at > $3";
+    let args = args![user, now, before(now, rules.idle)];
+    let total = db.number(&format!("select count(*){live}"), args.clone()).await?;
+    let columns = "id, kind, remote_address, user_agent, created_at, last_used_at, expires_at";
+    let sql = format!("select {columns}{live}{}", paging.sql());
+    let rows: Vec<InfoRow> = db.all(&sql, args).await?;
+    Ok((rows.into_iter().map(SessionInfo::from).collect(), total))
 }
 
 /// Begins a session of `user` and removes those of the account that have ended.
@@ -116,6 +183,16 @@ async fn make_room(
 /// [`DbError`] when the engine refuses.
 pub(super) async fn end(tx: &mut Tx, id: Uuid) -> Result<(), DbError> {
     tx.run("delete from sessions where id = $1", args![id]).await.map(|_| ())
+}
+
+/// Ends one session of `user`; returns whether there was one.
+///
+/// # Errors
+///
+/// [`DbError`] when the engine refuses.
+pub async fn end_of(tx: &mut Tx, user: UserId, id: Uuid) -> Result<bool, DbError> {
+    let sql = "delete from sessions where id = $1 and user_id = $2";
+    Ok(tx.run(sql, args![id, user]).await? > 0)
 }
 
 /// Ends every session of `user` but `except` and returns how many.

@@ -1,16 +1,18 @@
 //! Slowing down guesses: failures are counted for each account and each address, in memory.
 //!
-//! After a few free tries every failure doubles the time until the next one is heard. The counts
-//! belong to one task; a controller that starts again forgets them.
+//! After a few free tries every failure doubles the time until the next one is heard, and a challenge
+//! must be solved (`challenge.rs`). The counts, and which solutions were used, belong to one task; a
+//! controller that starts again forgets them.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use tianqi_common::clock::SharedClock;
+use tianqi_common::clock::{SharedClock, UnixMillis};
 use tokio::sync::{mpsc, oneshot};
 
+use super::challenge::Solved;
 use crate::core::http::proxy::counted_as;
 
 /// Accounts and addresses that are remembered, each. When full, the one that failed longest ago
@@ -22,14 +24,30 @@ const FORGET: Duration = Duration::from_mins(15);
 const QUEUE: usize = 256;
 
 /// Known accounts are few and somebody else may lock them on purpose, so the wait stays short.
-const ACCOUNT: Rule = Rule { free: 5, longest: Duration::from_mins(1) };
+const ACCOUNT: Rule = Rule { unchallenged: 3, free: 5, longest: Duration::from_mins(1) };
 /// An address may stand for a whole office.
-const ADDRESS: Rule = Rule { free: 30, longest: Duration::from_mins(5) };
+const ADDRESS: Rule = Rule { unchallenged: 10, free: 30, longest: Duration::from_mins(5) };
+
+/// Used solutions that are remembered. Each takes its client half a second of a core and is of use for
+/// minutes, so this many are never there together; if they are, the one that ends first is forgotten.
+const SPENT: usize = 20_000;
 
 #[derive(Clone, Copy, Debug)]
 struct Rule {
+    /// Failures before the next try needs a solved challenge.
+    unchallenged: u32,
+    /// Failures before the next try must wait.
     free: u32,
     longest: Duration,
+}
+
+/// What stands before the next try.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hurdle {
+    /// How long it must wait; zero to go ahead.
+    pub wait: Duration,
+    /// Whether a challenge must be solved.
+    pub challenge: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +66,13 @@ struct Tallies<K> {
 impl<K: Hash + Eq + Clone> Tallies<K> {
     fn new(rule: Rule) -> Self {
         Self { rule, by_key: HashMap::new() }
+    }
+
+    /// Whether the next try of `key` needs a solved challenge.
+    fn is_challenged(&self, key: &K, now: Duration) -> bool {
+        self.by_key.get(key).is_some_and(|tally| {
+            tally.failures >= self.rule.unchallenged && now.saturating_sub(tally.last) < FORGET
+        })
     }
 
     /// Returns how long `key` must wait from `now` on.
@@ -83,8 +108,29 @@ impl<K: Hash + Eq + Clone> Tallies<K> {
     }
 }
 
+/// Solutions that were used, until they are of no use.
+#[derive(Debug, Default)]
+struct Spent {
+    until: HashMap<u128, UnixMillis>,
+}
+
+impl Spent {
+    /// Returns whether this is the first use.
+    fn spend(&mut self, solved: Solved, now: UnixMillis) -> bool {
+        if self.until.len() >= SPENT {
+            self.until.retain(|_, until| now < *until);
+        }
+        if self.until.len() >= SPENT {
+            let first = self.until.iter().min_by_key(|(_, until)| **until).map(|(it, _)| *it);
+            first.and_then(|first| self.until.remove(&first));
+        }
+        self.until.insert(solved.nonce, solved.expires_at).is_none()
+    }
+}
+
 enum Ask {
-    Wait { account: String, address: IpAddr, answer: oneshot::Sender<Duration> },
+    Hurdle { account: String, address: IpAddr, answer: oneshot::Sender<Hurdle> },
+    Spend { solved: Solved, answer: oneshot::Sender<bool> },
     Failed { account: String, address: IpAddr },
     Succeeded { account: String },
 }
@@ -103,13 +149,19 @@ impl Throttle {
         tokio::spawn(async move {
             let mut accounts = Tallies::new(ACCOUNT);
             let mut addresses = Tallies::new(ADDRESS);
+            let mut spent = Spent::default();
             while let Some(ask) = inbox.recv().await {
                 let now = clock.monotonic();
                 match ask {
-                    Ask::Wait { account, address, answer } => {
+                    // Whoever asked may be gone.
+                    Ask::Hurdle { account, address, answer } => {
                         let wait = accounts.wait(&account, now).max(addresses.wait(&address, now));
-                        // Whoever asked may be gone.
-                        let _ = answer.send(wait);
+                        let challenge = accounts.is_challenged(&account, now)
+                            || addresses.is_challenged(&address, now);
+                        let _ = answer.send(Hurdle { wait, challenge });
+                    }
+                    Ask::Spend { solved, answer } => {
+                        let _ = answer.send(spent.spend(solved, clock.now()));
                     }
                     Ask::Failed { account, address } => {
                         accounts.failed(account, now);
@@ -124,11 +176,18 @@ impl Throttle {
         Self { asks }
     }
 
-    /// Returns how long `account` and `address` must wait before the next try; zero to go ahead.
-    pub async fn wait(&self, account: &str, address: IpAddr) -> Duration {
+    /// Returns what stands before the next try of `account` from `address`.
+    pub async fn hurdle(&self, account: &str, address: IpAddr) -> Hurdle {
         let (answer, answered) = oneshot::channel();
-        let ask = Ask::Wait { account: account.to_owned(), address: counted_as(address), answer };
+        let ask = Ask::Hurdle { account: account.to_owned(), address: counted_as(address), answer };
         self.tell(ask).await;
+        answered.await.unwrap_or_default()
+    }
+
+    /// Uses a solution up. Returns whether this is its first use.
+    pub async fn spend(&self, solved: Solved) -> bool {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Ask::Spend { solved, answer }).await;
         answered.await.unwrap_or_default()
     }
 
@@ -167,6 +226,36 @@ mod tests {
         assert_eq!(waits, [0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60]);
         assert_eq!(tallies.wait(&"bob", SECOND), Duration::ZERO);
         assert_eq!(tallies.wait(&"alice", SECOND + Duration::from_secs(61)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_challenge_comes_after_repeated_failures_and_goes_with_time() {
+        let mut tallies = Tallies::new(ACCOUNT);
+        let mut challenged = Vec::new();
+        for _ in 0..4 {
+            challenged.push(tallies.is_challenged(&"alice", SECOND));
+            tallies.failed("alice", SECOND);
+        }
+
+        assert_eq!(challenged, [false, false, false, true]);
+        assert!(!tallies.is_challenged(&"bob", SECOND));
+        assert!(!tallies.is_challenged(&"alice", SECOND + FORGET));
+    }
+
+    #[test]
+    fn a_solution_is_used_once_and_memory_of_it_is_bounded() {
+        let mut spent = Spent::default();
+        let solved = |nonce: u128, until| Solved { nonce, expires_at: UnixMillis(until) };
+
+        assert!(spent.spend(solved(0, 10), UnixMillis(0)));
+        assert!(!spent.spend(solved(0, 10), UnixMillis(0)));
+        for nonce in 1..SPENT as u128 + 5 {
+            assert!(spent.spend(solved(nonce, 100), UnixMillis(0)));
+        }
+        assert_eq!(spent.until.len(), SPENT);
+        assert!(!spent.until.contains_key(&0), "the first to end made room");
+        assert!(spent.spend(solved(u128::MAX, 300), UnixMillis(200)));
+        assert_eq!(spent.until.len(), 1, "what is of no use is forgotten");
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! For whoever holds a grant for long: tells when it ends.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::resource::{InstanceRef, Resource};
-use super::{Authz, Grant, Permission};
+use super::{Authz, Grant, Permission, credential};
 use crate::core::db::{args, row};
 use crate::core::error::{Problem, Result};
 use crate::core::event::Event;
@@ -23,6 +25,24 @@ pub enum Needs {
     Running,
 }
 
+/// Tells that somebody is at work in what is held open: it counts as a use of the session, which would
+/// end as idle otherwise. Cheap to clone and to mark.
+#[derive(Clone, Debug, Default)]
+pub struct InUse(Arc<AtomicBool>);
+
+impl InUse {
+    /// Says that it was used just now.
+    pub fn mark(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was used since this was asked last.
+    #[must_use]
+    pub fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
 /// Waits until `grant` no longer stands and returns why: the session ended, the account lost the
 /// right, or the instance is not what it `needs` to be. `heard` must have listened since before the
 /// grant was used.
@@ -30,6 +50,7 @@ pub async fn ended<P: Permission>(
     authz: &Authz,
     grant: &Grant<InstanceRef, P>,
     needs: Needs,
+    in_use: &InUse,
     heard: &mut Receiver<Event>,
 ) -> Problem {
     let mut look_again = tokio::time::interval(LOOK_AGAIN);
@@ -51,12 +72,30 @@ pub async fn ended<P: Permission>(
             _ = look_again.tick() => {}
         }
         // A database that does not answer ends nothing: the next look decides.
-        if let Err(problem) = stands(authz, grant, needs).await
+        if let Err(problem) = look(authz, grant, needs, in_use).await
             && problem.status.is_client_error()
         {
             return problem;
         }
     }
+}
+
+/// Looks once whether `grant` stands, and notes a use of its session if there was one.
+///
+/// # Errors
+///
+/// Why it no longer stands: `unauthorised` (401), `forbidden` (403), `no_such_instance` (404),
+/// `stopped` (409).
+pub async fn look<P: Permission>(
+    authz: &Authz,
+    grant: &Grant<InstanceRef, P>,
+    needs: Needs,
+    in_use: &InUse,
+) -> Result<()> {
+    if in_use.take() {
+        credential::touch(authz, grant.actor()).await?;
+    }
+    stands(authz, grant, needs).await
 }
 
 row! {

@@ -319,3 +319,21 @@ impl<S: Send + Sync, T: DeserializeOwned> axum::extract::FromRequestParts<S> for
         }
     }
 }
+
+/// The last parameter of the path, an id. A grant takes the one called `id`.
+#[derive(Clone, Copy, Debug)]
+pub struct PathId(pub Uuid);
+
+impl<S: Send + Sync> axum::extract::FromRequestParts<S> for PathId {
+    type Rejection = Problem;
+
+    async fn from_request_parts(
+        parts: &mut axum::http::request::Parts,
+        state: &S,
+    ) -> Result<Self, Problem> {
+        let params = axum::extract::RawPathParams::from_request_parts(parts, state).await;
+        let id = params.ok().and_then(|params| params.iter().last()?.1.parse().ok());
+        id.map(Self)
+            .ok_or_else(|| Problem::bad_request("bad_id", "the last id in the path is not a UUID"))
+    }
+}

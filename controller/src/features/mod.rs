@@ -30,7 +30,8 @@ use crate::link::Link;
 use telemetry::live::Live;
 
 /// Every column that holds sealed secrets; a rotation of the master key goes through them.
-pub const SEALED: &[SealedColumn] = &[audit_chain::SEALED, ca::store::SEALED, images::SEALED, nodes::SEALED];
+pub const SEALED: &[SealedColumn] =
+    &[audit_chain::SEALED, ca::store::SEALED, images::SEALED, nodes::SEALED];
 
 /// What a room may reach. There is no lock in it: state behind a lock belongs to its task.
 #[derive(Clone, Debug)]

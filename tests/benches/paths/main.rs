@@ -19,6 +19,7 @@ mod direct;
 mod durable;
 mod http;
 mod list;
+mod logins;
 mod machine;
 mod proc;
 mod report;
@@ -47,6 +48,9 @@ fn main() {
     runtime.block_on(async {
         if wanted("controller") {
             section(&mut report, "controller", async |report| list::measure(report).await).await;
+        }
+        if wanted("logins") {
+            section(&mut report, "logins", async |report| logins::measure(report).await).await;
         }
         if wanted("durable") {
             section(&mut report, "durable", async |report| durable::measure(report).await).await;

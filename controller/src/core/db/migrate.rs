@@ -33,6 +33,7 @@ const STEPS: &[Step] = &[
     step!(2, "0002_node_joins"),
     step!(3, "0003_live_instances"),
     step!(4, "0004_roles"),
+    step!(5, "0005_accounts"),
     step!(6, "0006_audit"),
     step!(7, "0007_quotas"),
 ];

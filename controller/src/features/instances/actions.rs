@@ -28,6 +28,8 @@ use crate::core::event;
 use crate::core::idempotency::{self, Claim, RequestKey};
 use crate::features::Ctx;
 
+pub use super::hand_over::{Owner, hand_over};
+
 /// How often a step is tried when somebody else changes the same rows at the same time.
 const ATTEMPTS: u32 = 8;
 

@@ -13,7 +13,7 @@ use utoipa::IntoParams;
 use super::store;
 use crate::authz::policy::{InstancesLogs, Permission as _};
 use crate::authz::resource::{InstanceRef, Resource as _};
-use crate::authz::watch::{self, Needs};
+use crate::authz::watch::{self, InUse, Needs};
 use crate::authz::{Authz, Grant};
 use crate::core::audit::{Access, Ending};
 use crate::core::error::{Chain, Problem, Result};
@@ -114,9 +114,11 @@ async fn carry(
     // Keeps the agent's side open until the end.
     let _writer = stream.writer;
     let mut bytes_out = 0;
+    // Output that runs through says nothing of whether anybody looks at it.
+    let reading = InUse::default();
     let (reason, why) = tokio::select! {
         ended = pump(stream.reader, &pieces, &mut bytes_out) => ended,
-        problem = watch::ended(&authz, &grant, Needs::Existence, &mut heard) => {
+        problem = watch::ended(&authz, &grant, Needs::Existence, &reading, &mut heard) => {
             (problem.code, Some(problem.detail))
         }
         () = pieces.closed() => ("client_left", None),

@@ -12,6 +12,7 @@ pub mod actions;
 mod catalogue;
 pub mod change;
 pub mod fleet;
+mod hand_over;
 #[cfg(test)]
 mod http_tests;
 pub mod lifecycle;

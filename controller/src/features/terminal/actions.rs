@@ -10,7 +10,7 @@ use super::pump::{self, Carried, End};
 use crate::authz::Grant;
 use crate::authz::policy::{InstancesExec, Permission as _};
 use crate::authz::resource::InstanceRef;
-use crate::authz::watch::{self, Needs};
+use crate::authz::watch::{self, InUse, Needs};
 use crate::core::audit::{Access, Ending};
 use crate::core::error::{Chain, Problem, Result};
 use crate::core::slots::Slot;
@@ -45,8 +45,9 @@ pub(super) async fn run(ctx: Ctx, terminal: Terminal, socket: WebSocket) {
             return;
         }
     };
-    let right = watch::ended(&ctx.authz, &grant, Needs::Running, &mut heard);
-    let carried = pump::carry(source, sink, work, right).await;
+    let in_use = InUse::default();
+    let right = watch::ended(&ctx.authz, &grant, Needs::Running, &in_use, &mut heard);
+    let carried = pump::carry(source, sink, work, in_use.clone(), right).await;
     drop(slot);
     if let Err(error) = access.closed(ending(&carried)).await {
         tracing::warn!(error = %Chain(&error), "the end of a terminal is missing from the audit");

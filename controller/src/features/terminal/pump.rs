@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use super::frame::{self, Heard, Shown, ToBrowser};
+use crate::authz::watch::InUse;
 use crate::core::error::Problem;
 use crate::link::{WorkReader, WorkStream, WorkWriter};
 
@@ -62,6 +63,7 @@ pub(super) async fn carry<S, K, E>(
     mut source: S,
     mut sink: K,
     work: WorkStream,
+    in_use: InUse,
     right: impl Future<Output = Problem>,
 ) -> Carried
 where
@@ -73,7 +75,7 @@ where
     // A new queue has room.
     let _ = queue.try_send(Shown::Word(ToBrowser::Opened));
     let end = tokio::select! {
-        end = input(&mut source, work.writer, queue.clone(), &counts) => end,
+        end = input(&mut source, work.writer, queue.clone(), &counts, &in_use) => end,
         never = output(work.reader, queue) => match never {},
         end = write(&mut sink, queued, &counts) => end,
         problem = right => End::Refused(problem.into()),
@@ -102,6 +104,7 @@ async fn input<S, E>(
     mut writer: WorkWriter,
     queue: mpsc::Sender<Shown>,
     counts: &Counts,
+    in_use: &InUse,
 ) -> End
 where
     S: Stream<Item = Result<Message, E>> + Unpin,
@@ -117,6 +120,7 @@ where
             Heard::Pass(frame) if takes_input => {
                 if let ExecFrame::Stdin(bytes) = &frame {
                     counts.bytes_in.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    in_use.mark();
                 }
                 // A program that has ended takes no more; how it ended comes with its output.
                 takes_input = writer.send(&frame).await.is_ok();

@@ -13,6 +13,7 @@ use tokio_util::sync::PollSender;
 
 use super::frame::ToBrowser;
 use super::pump::{self, Carried, End, PING, SILENCE};
+use crate::authz::watch::InUse;
 use crate::core::error::Problem;
 use crate::link::WorkStream;
 
@@ -23,6 +24,7 @@ struct World {
     to_pump: WriteHalf<DuplexStream>,
     from_pump: ReadHalf<DuplexStream>,
     end_right: oneshot::Sender<Problem>,
+    in_use: InUse,
     pump: JoinHandle<Carried>,
 }
 
@@ -34,13 +36,15 @@ impl World {
         let (from_pump, to_pump) = split(ours);
         let (reader, writer) = split(theirs);
         let (end_right, right) = oneshot::channel();
+        let in_use = InUse::default();
         let pump = tokio::spawn(pump::carry(
             messages(source),
             PollSender::new(sink),
             WorkStream::from_halves(reader, writer),
+            in_use.clone(),
             async { right.await.expect("the right is ended or the test is over") },
         ));
-        let mut world = Self { typed, seen, to_pump, from_pump, end_right, pump };
+        let mut world = Self { typed, seen, to_pump, from_pump, end_right, in_use, pump };
         assert_eq!(world.told().await, json!({ "type": "opened" }));
         world
     }
@@ -118,6 +122,21 @@ async fn what_is_typed_reaches_the_program_and_its_output_the_browser_until_it_e
     let carried = world.pump.await.unwrap();
     assert_eq!((carried.bytes_in, carried.bytes_out), (3, 2));
     assert_eq!(carried.end, End::Program(ToBrowser::Exit { code: 7 }));
+}
+
+#[tokio::test]
+async fn what_is_typed_counts_as_a_use_and_what_the_program_writes_does_not() {
+    let mut world = World::start().await;
+
+    world.agent_says(ExecFrame::Stdout("tick".into())).await;
+    world.sees().await;
+    world.text("{\"type\":\"ping\"}").await;
+    world.told().await;
+    assert!(!world.in_use.take());
+    world.type_in(bytes("x")).await;
+    world.agent_hears().await;
+    assert!(world.in_use.take());
+    assert!(!world.in_use.take(), "one key counts once");
 }
 
 #[tokio::test]

@@ -1,26 +1,21 @@
-//! The verbs: create, change, reset a password, delete.
+//! The verbs: create, change, reset a password.
 
 use serde_json::json;
 use tianqi_common::clock::UnixMillis;
 use tianqi_common::id::UserId;
 use tianqi_common::name::UserName;
 
-use super::model::{CreateUser, PatchUser, ResetPassword, User};
-use super::store;
+use super::model::{CreateUser, PatchMe, PatchUser, ResetPassword, User};
+use super::{profile, store};
 use crate::authz::account::{self, Account};
-use crate::authz::password::check_new;
-use crate::authz::policy::UsersWrite;
+use crate::authz::policy::{MeWrite, UsersWrite};
 use crate::authz::resource::{Resource, UserRef};
-use crate::authz::{Actor, Anything, Grant, RoleName, role, session};
+use crate::authz::{Actor, Anything, Grant, RoleName, role, session, token};
 use crate::core::audit::{self, Doer, Entry, Outcome};
 use crate::core::db::Tx;
 use crate::core::error::{Problem, Result};
 use crate::core::event::Event;
-use crate::core::text;
 use crate::features::Ctx;
-
-/// Longest name for people, in characters.
-pub(super) const DISPLAY_NAME_MAX: usize = 100;
 
 /// Makes an account.
 ///
@@ -34,20 +29,18 @@ pub(super) async fn create(
 ) -> Result<Account> {
     let name = UserName::parse(&body.name)
         .map_err(|error| Problem::invalid("bad_field", format!("name: {error}")))?;
-    text::line("display_name", &body.display_name, 0, DISPLAY_NAME_MAX)?;
-    check_new(&body.password)?;
-    let hash = ctx.authz.hasher.hash(&body.password).await?;
     let now = ctx.clock.now();
-    let account = Account {
-        id: UserId::new(),
-        name: name.into(),
+    let mut account = Account {
         display_name: body.display_name,
-        role: body.role,
-        disabled: false,
+        email: body.email,
+        phone: body.phone,
+        avatar_color: body.avatar_color,
         must_change_password: body.must_change_password,
-        created_at: now,
-        updated_at: now,
+        ..Account::new(name.into(), body.role, now)
     };
+    profile::check(&mut account)?;
+    ctx.authz.check_new_password(&body.password, &account.name)?;
+    let hash = ctx.authz.hasher.hash(&body.password).await?;
     let mut tx = ctx.db.begin().await?;
     stays_within(&mut tx, grant.actor(), &account.role).await?;
     account::insert(&mut tx, &account, &hash).await?;
@@ -57,7 +50,7 @@ pub(super) async fn create(
     Ok(account)
 }
 
-/// Changes an account. Disabling it ends its sessions.
+/// Changes an account. Disabling it ends its sessions and withdraws its API tokens.
 ///
 /// # Errors
 ///
@@ -71,14 +64,15 @@ pub(super) async fn change(
     let mut tx = ctx.db.begin().await?;
     let admins = store::lock_admins(&mut tx).await?;
     let old = store::lock(&mut tx, id).await?.ok_or_else(UserRef::missing)?;
+    let (display_name, email) = (patch.display_name, patch.email);
+    let (phone, avatar_color) = (patch.phone, patch.avatar_color);
+    let said = PatchMe { display_name, email, phone, avatar_color };
     let new = Account {
-        display_name: patch.display_name.over_required("display_name", old.display_name.clone())?,
         role: patch.role.over_required("role", old.role.clone())?,
         disabled: patch.disabled.over_required("disabled", old.disabled)?,
         updated_at: now,
-        ..old.clone()
+        ..profile::changed(&old, said)?
     };
-    text::line("display_name", &new.display_name, 0, DISPLAY_NAME_MAX)?;
     let loses_rights = new.role != old.role || (new.disabled && !old.disabled);
     if loses_rights && id == grant.actor().id {
         let detail =
@@ -93,6 +87,7 @@ pub(super) async fn change(
     store::update(&mut tx, &new, now).await?;
     if new.disabled {
         session::end_all(&mut tx, id, None).await?;
+        token::withdraw_all(&mut tx, id).await?;
     }
     let changes = audit::changes(&User::from(old.clone()), &User::from(new.clone()));
     let detail = json!({ "name": new.name, "changes": changes });
@@ -104,7 +99,27 @@ pub(super) async fn change(
     Ok(new)
 }
 
-/// Sets somebody else's password and ends all sessions of the account.
+/// Changes what the caller's own account says of its owner.
+///
+/// # Errors
+///
+/// `bad_field` (422).
+pub(super) async fn change_own(
+    ctx: &Ctx,
+    grant: &Grant<Anything, MeWrite>,
+    patch: PatchMe,
+) -> Result<Account> {
+    let (id, now) = (grant.actor().id, ctx.clock.now());
+    let mut tx = ctx.db.begin().await?;
+    let old = store::lock(&mut tx, id).await?.ok_or_else(UserRef::missing)?;
+    let new = Account { updated_at: now, ..profile::changed(&old, patch)? };
+    store::update(&mut tx, &new, now).await?;
+    note(&mut tx, now, &grant.actor().doer(), "me:write", id, json!({})).await?;
+    tx.commit().await?;
+    Ok(new)
+}
+
+/// Sets somebody else's password, ends all sessions of the account and withdraws its API tokens.
 ///
 /// # Errors
 ///
@@ -119,7 +134,8 @@ pub(super) async fn reset_password(
         let detail = "change your own password at PUT /api/v1/me/password";
         return Err(Problem::conflict("own_account", detail));
     }
-    check_new(&body.password)?;
+    let name = account::account(&ctx.db, id).await?.ok_or_else(UserRef::missing)?.name;
+    ctx.authz.check_new_password(&body.password, &name)?;
     let hash = ctx.authz.hasher.hash(&body.password).await?;
     let doer = grant.actor().doer();
     let mut tx = ctx.db.begin().await?;
@@ -131,38 +147,9 @@ pub(super) async fn reset_password(
     Ok(())
 }
 
-/// Deletes an account that owns no instance any more, with its sessions.
-///
-/// # Errors
-///
-/// `own_account`, `last_admin`, `in_use` (409), `beyond_own_rights` (403).
-pub(super) async fn delete(ctx: &Ctx, grant: &Grant<UserRef, UsersWrite>) -> Result<()> {
-    let (id, now) = (grant.resource().id, ctx.clock.now());
-    if id == grant.actor().id {
-        return Err(Problem::conflict("own_account", "nobody deletes their own account"));
-    }
-    let mut tx = ctx.db.begin().await?;
-    let admins = store::lock_admins(&mut tx).await?;
-    let account = store::lock(&mut tx, id).await?.ok_or_else(UserRef::missing)?;
-    keep_an_admin(&admins, id)?;
-    stays_within(&mut tx, grant.actor(), &account.role).await?;
-    let instances = store::live_instances(&mut tx, id).await?;
-    if instances > 0 {
-        let detail = format!("{} owns {instances} instances; delete them first", account.name);
-        let problem = Problem::conflict("in_use", detail);
-        return Err(problem.with(json!({ "instances": instances })));
-    }
-    store::delete(&mut tx, id).await?;
-    let detail = json!({ "name": account.name });
-    note(&mut tx, now, &grant.actor().doer(), "users:delete", id, detail).await?;
-    tx.commit().await?;
-    ctx.events.send(Event::Revoked(id));
-    Ok(())
-}
-
 /// Refuses to touch an account, or to give a role, that reaches further than `actor` does: nobody
 /// gives what they do not have, and nobody takes over somebody who has more.
-async fn stays_within(tx: &mut Tx, actor: &Actor, name: &RoleName) -> Result<()> {
+pub(super) async fn stays_within(tx: &mut Tx, actor: &Actor, name: &RoleName) -> Result<()> {
     let Some(role) = role::find(tx, name).await? else {
         let detail =
             format!("role: there is no role {:?}; GET /api/v1/roles lists them", name.as_str());
@@ -180,7 +167,7 @@ async fn stays_within(tx: &mut Tx, actor: &Actor, name: &RoleName) -> Result<()>
 }
 
 /// Refuses to take away the only admin who can log in.
-fn keep_an_admin(admins: &[UserId], leaving: UserId) -> Result<()> {
+pub(super) fn keep_an_admin(admins: &[UserId], leaving: UserId) -> Result<()> {
     if admins == [leaving] {
         let detail = "this is the last admin who can log in; make another first";
         return Err(Problem::conflict("last_admin", detail));
@@ -188,7 +175,8 @@ fn keep_an_admin(admins: &[UserId], leaving: UserId) -> Result<()> {
     Ok(())
 }
 
-async fn note(
+/// Writes down what was done to an account.
+pub(super) async fn note(
     tx: &mut Tx,
     now: UnixMillis,
     doer: &Doer,

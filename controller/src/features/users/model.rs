@@ -6,6 +6,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::authz::RoleName;
 use crate::authz::account::Account;
+use crate::authz::challenge::Solution;
 use crate::authz::role::Allowance;
 use crate::core::patch::Patch;
 use crate::core::secret::Secret;
@@ -21,6 +22,12 @@ pub struct User {
     pub name: String,
     /// The name people read; may be empty.
     pub display_name: String,
+    /// An address for mail; may be empty.
+    pub email: String,
+    /// A telephone number; may be empty.
+    pub phone: String,
+    /// The colour that stands for a picture, such as `#1890ff`; may be empty.
+    pub avatar_color: String,
     /// What it may do.
     pub role: RoleName,
     /// A disabled account cannot log in.
@@ -39,6 +46,9 @@ impl From<Account> for User {
             id: account.id,
             name: account.name,
             display_name: account.display_name,
+            email: account.email,
+            phone: account.phone,
+            avatar_color: account.avatar_color,
             role: account.role,
             disabled: account.disabled,
             must_change_password: account.must_change_password,
@@ -71,6 +81,9 @@ pub struct LogIn {
     /// How the session's token is given.
     #[serde(default)]
     pub mode: SessionMode,
+    /// The solution of a challenge, after a refusal with `challenge_required`.
+    #[serde(default)]
+    pub challenge_solution: Option<Solution>,
 }
 
 /// A session.
@@ -94,8 +107,9 @@ pub struct ChangeOwnPassword {
     /// The password until now.
     #[schema(value_type = String, format = Password)]
     pub current_password: Secret,
-    /// The password from now on: at least 10 characters.
-    #[schema(value_type = String, format = Password, min_length = 10, max_length = 1024)]
+    /// The password from now on: 10 characters unless configured otherwise, not a common one, without
+    /// the account's name.
+    #[schema(value_type = String, format = Password, min_length = 8, max_length = 1024)]
     pub new_password: Secret,
 }
 
@@ -106,12 +120,22 @@ pub struct CreateUser {
     /// The name to log in with: small letters, digits, `-`, `_` and `.`, 2 to 32, beginning with a
     /// letter; unique and never changed.
     pub name: String,
-    /// Its first password: at least 10 characters.
-    #[schema(value_type = String, format = Password, min_length = 10, max_length = 1024)]
+    /// Its first password: 10 characters unless configured otherwise, not a common one, without the
+    /// account's name.
+    #[schema(value_type = String, format = Password, min_length = 8, max_length = 1024)]
     pub password: Secret,
     /// The name people read, at most 100 characters.
     #[serde(default)]
     pub display_name: String,
+    /// An address for mail, at most 190 characters.
+    #[serde(default)]
+    pub email: String,
+    /// A telephone number, at most 32 characters: digits, spaces and `+ - . ( )`.
+    #[serde(default)]
+    pub phone: String,
+    /// The colour that stands for a picture, such as `#1890ff`.
+    #[serde(default)]
+    pub avatar_color: String,
     /// What it may do; `user` when left out.
     #[serde(default = "role_user")]
     pub role: RoleName,
@@ -128,22 +152,67 @@ pub struct PatchUser {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub display_name: Patch<String>,
+    /// An address for mail, at most 190 characters; empty for none.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub email: Patch<String>,
+    /// A telephone number, at most 32 characters: digits, spaces and `+ - . ( )`; empty for none.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub phone: Patch<String>,
+    /// The colour that stands for a picture, such as `#1890ff`; empty for none.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub avatar_color: Patch<String>,
     /// What it may do.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub role: Patch<RoleName>,
-    /// A disabled account cannot log in; disabling it ends its sessions.
+    /// A disabled account cannot log in; disabling it ends its sessions and withdraws its API tokens.
     #[serde(default)]
     #[schema(value_type = Option<bool>)]
     pub disabled: Patch<bool>,
+}
+
+/// A change of what one's own account says of its owner; what is left out stays.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PatchMe {
+    /// The name people read, at most 100 characters.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub display_name: Patch<String>,
+    /// An address for mail, at most 190 characters; empty for none.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub email: Patch<String>,
+    /// A telephone number, at most 32 characters: digits, spaces and `+ - . ( )`; empty for none.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub phone: Patch<String>,
+    /// The colour that stands for a picture, such as `#1890ff`; empty for none.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub avatar_color: Patch<String>,
+}
+
+/// What becomes of what an account leaves behind.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteUser {
+    /// The account that gets its instances; without it, an account that has some is not deleted.
+    #[param(value_type = Option<uuid::Uuid>)]
+    pub hand_over_to: Option<UserId>,
 }
 
 /// A new password for somebody else.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResetPassword {
-    /// The password from now on: at least 10 characters.
-    #[schema(value_type = String, format = Password, min_length = 10, max_length = 1024)]
+    /// The password from now on: 10 characters unless configured otherwise, not a common one, without
+    /// the account's name.
+    #[schema(value_type = String, format = Password, min_length = 8, max_length = 1024)]
     pub password: Secret,
     /// Whether its owner must choose another first; true when left out.
     #[serde(default = "yes")]
@@ -157,6 +226,12 @@ pub struct ResetPassword {
 pub struct UserQuery {
     /// Part of the name.
     pub name: Option<String>,
+    /// Part of the name people read.
+    pub display_name: Option<String>,
+    /// Part of the address for mail.
+    pub email: Option<String>,
+    /// Part of the telephone number.
+    pub phone: Option<String>,
     /// The role.
     pub role: Option<String>,
     /// Whether it is disabled.
@@ -165,7 +240,7 @@ pub struct UserQuery {
     pub page: Option<u32>,
     /// Rows of a page, 1 to 200; 20 when left out.
     pub page_size: Option<u32>,
-    /// `name` (the default), `role` or `created_at`, with `-` before it for falling order.
+    /// `name` (the default), `display_name`, `email`, `role` or `created_at`, with `-` before it for falling order.
     pub sort: Option<String>,
 }
 

@@ -6,8 +6,8 @@ use axum::http::StatusCode;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::model::{CreateUser, PatchUser, ResetPassword, User, UserQuery};
-use super::{actions, store};
+use super::model::{CreateUser, DeleteUser, PatchUser, ResetPassword, User, UserQuery};
+use super::{actions, leaving, store};
 use crate::authz::policy::{UsersRead, UsersWrite};
 use crate::authz::resource::{Resource, UserRef};
 use crate::authz::{Anything, Grant, account};
@@ -16,7 +16,13 @@ use crate::core::http::{Body, Query};
 use crate::core::page::{Page, PageQuery};
 use crate::features::Ctx;
 
-const SORTS: &[(&str, &str)] = &[("name", "name"), ("role", "role"), ("created_at", "created_at")];
+const SORTS: &[(&str, &str)] = &[
+    ("name", "name"),
+    ("display_name", "display_name"),
+    ("email", "email"),
+    ("role", "role"),
+    ("created_at", "created_at"),
+];
 
 /// The paths.
 pub fn router() -> OpenApiRouter<Ctx> {
@@ -81,13 +87,19 @@ async fn change(
     Ok(Json(User::from(actions::change(&ctx, &grant, patch).await?)))
 }
 
-/// Deletes an account that owns no instance any more.
-#[utoipa::path(delete, path = "/users/{id}", tag = "users", params(("id" = uuid::Uuid, Path)), responses(
+/// Deletes an account with its sessions and API tokens, once nobody's work hangs on it: its instances
+/// are gone, or become somebody else's in the same step. Names that the other has already get a number.
+#[utoipa::path(delete, path = "/users/{id}", tag = "users",
+    params(("id" = uuid::Uuid, Path), DeleteUser), responses(
     (status = 204),
     (status = "default", body = ProblemBody, content_type = "application/problem+json"),
 ))]
-async fn delete(grant: Grant<UserRef, UsersWrite>, State(ctx): State<Ctx>) -> Result<StatusCode> {
-    actions::delete(&ctx, &grant).await?;
+async fn delete(
+    grant: Grant<UserRef, UsersWrite>,
+    State(ctx): State<Ctx>,
+    Query(query): Query<DeleteUser>,
+) -> Result<StatusCode> {
+    leaving::delete(&ctx, &grant, query.hand_over_to).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

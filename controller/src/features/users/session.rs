@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 use super::model::{ChangeOwnPassword, LogIn, Session, SessionMode, User};
 use crate::authz::actor::{COOKIE_NAME, refuse_foreign_origin};
 use crate::authz::first_start::forget_password_file;
-use crate::authz::login::Visitor;
+use crate::authz::login::{Credentials, Visitor};
 use crate::authz::policy::{MePassword, SessionOwn};
 use crate::authz::session::SessionKind;
 use crate::authz::{Anything, Grant, account};
@@ -25,7 +25,11 @@ pub fn router() -> OpenApiRouter<Ctx> {
     OpenApiRouter::new().routes(routes!(log_in, read, log_out)).routes(routes!(change_password))
 }
 
-/// Logs in. Anybody may try; after some failures the account and the address must wait (429).
+/// Logs in. Anybody may try; after some failures the account and the address must wait (429), and a
+/// challenge must be solved (403, `challenge_required`): find the `number` from 0 to `max_number` for
+/// which PBKDF2-HMAC-SHA-256 over its decimal digits, with the given `salt` and `iterations`, gives the
+/// 32 bytes `challenge`; send it with `salt`, `challenge` and `signature` as `challenge_solution`. Each
+/// challenge serves one try within five minutes.
 #[utoipa::path(post, path = "/session", tag = "session", request_body = LogIn, security(()), responses(
     (status = 201, body = Session),
     (status = "default", body = ProblemBody, content_type = "application/problem+json"),
@@ -42,7 +46,9 @@ async fn log_in(
         SessionMode::Token => SessionKind::Token,
     };
     let visitor = Visitor::of(&info, &headers, kind);
-    let (begun, account) = ctx.authz.log_in(&visitor, &body.username, &body.password, kind).await?;
+    let solution = body.challenge_solution.as_ref();
+    let credentials = Credentials { name: &body.username, password: &body.password, solution };
+    let (begun, account) = ctx.authz.log_in(&visitor, credentials, kind).await?;
     let token = (kind == SessionKind::Token).then(|| begun.token.expose().to_owned());
     let permissions = ctx.authz.role_of(&account).await?.allowances();
     let (expires_at, user) = (begun.expires_at.into(), User::from(account));

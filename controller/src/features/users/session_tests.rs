@@ -5,9 +5,13 @@ use std::time::Duration;
 use axum::http::header::SET_COOKIE;
 use serde_json::json;
 
+use super::tests::instance_of;
+use crate::authz::actor::token_hash;
 use crate::authz::first_start::{ADMIN, password_file};
-use crate::authz::resource::Anything;
-use crate::authz::{Role, RoleName};
+use crate::authz::policy::{InstancesExec, UsersRead};
+use crate::authz::resource::{InstanceRef, Resource};
+use crate::authz::watch::{self, InUse, Needs};
+use crate::authz::{Actor, Anything, Grant, Role, RoleName};
 use crate::core::audit::Via;
 use crate::core::db::args;
 use crate::core::event::Event;
@@ -74,42 +78,6 @@ async fn a_cookie_is_for_pages_of_this_site_and_never_in_the_body() {
     let token = pair.split_once('=').unwrap().1;
     let as_bearer = api.call(token, "GET", "/session", None).await;
     assert_eq!(as_bearer.code(), 401, "a cookie's token was taken as a bearer token");
-}
-
-#[tokio::test]
-async fn unknown_accounts_and_wrong_passwords_are_told_apart_by_nothing() {
-    let api = Api::sqlite().await;
-    api.person("alice", RoleName::USER).await;
-
-    for (name, password) in
-        [("alice", "wrong"), ("nobody", PASSWORD), ("../x", PASSWORD), ("", ""), ("alice", "")]
-    {
-        let answer = try_login(&api, name, password).await;
-        assert_eq!((answer.code(), answer.problem()), (401, "wrong_credentials"), "{name}");
-        assert_eq!(answer.text("/detail"), "the name or the password is wrong");
-    }
-    let refused = "select count(*) from audit_events where action = 'session:login' \
-         and outcome = 'refused'";
-    assert_eq!(api.ctx.db.number(refused, args![]).await.unwrap(), 5);
-}
-
-#[tokio::test]
-async fn guessing_is_slowed_down_and_time_heals_it() {
-    let api = Api::sqlite().await;
-    api.person("alice", RoleName::USER).await;
-    api.person("bob", RoleName::USER).await;
-    for _ in 0..5 {
-        assert_eq!(try_login(&api, "alice", "wrong").await.code(), 401);
-    }
-
-    let refused = try_login(&api, "alice", PASSWORD).await;
-    assert_eq!((refused.code(), refused.problem()), (429, "too_many_attempts"));
-    assert_eq!(refused.body["data"]["retry_after_seconds"], 1);
-    assert_eq!(try_login(&api, "bob", PASSWORD).await.code(), 201, "a bystander is locked out");
-
-    api.clock.advance(Duration::from_secs(1));
-    assert_eq!(try_login(&api, "alice", PASSWORD).await.code(), 201);
-    assert_eq!(try_login(&api, "alice", "wrong").await.code(), 401, "the count did not start anew");
 }
 
 #[tokio::test]
@@ -201,33 +169,29 @@ async fn a_chosen_first_password_is_used_as_it_is_and_a_weak_one_refused() {
     assert!(!password_file(folder).exists());
 }
 
-#[tokio::test]
-async fn a_grant_that_is_held_for_long_does_not_outlive_its_session_or_role() {
-    use crate::authz::policy::UsersRead;
-    use crate::authz::{Actor, Grant};
-
-    let api = Api::sqlite().await;
-    let token = api.person("root", RoleName::ADMIN).await;
-    let session = api.call(&token, "GET", "/session", None).await;
-    let hash = crate::authz::actor::token_hash(&token);
-    let row: SessionId = api
-        .ctx
-        .db
-        .first("select id from sessions where token_hash = $1", args![hash])
-        .await
-        .unwrap()
-        .unwrap();
-    let actor = Actor {
+/// Returns the actor behind a session's token.
+async fn actor_of(api: &Api, token: &str, role: Role) -> Actor {
+    let session = api.call(token, "GET", "/session", None).await;
+    let sql = "select id from sessions where token_hash = $1";
+    let row: Option<SessionId> = api.ctx.db.first(sql, args![token_hash(token)]).await.unwrap();
+    Actor {
         id: session.text("/user/id").parse().unwrap(),
-        name: "root".to_owned(),
-        role: Role::admin(),
-        session: row.id,
+        name: session.text("/user/name").to_owned(),
+        role,
+        session: row.unwrap().id,
         expires_at: api.ctx.clock.now().plus(Duration::from_secs(60)),
         must_change_password: false,
         via: Via::Token,
         remote_address: String::new(),
         request_id: String::new(),
-    };
+    }
+}
+
+#[tokio::test]
+async fn a_grant_that_is_held_for_long_does_not_outlive_its_session_or_role() {
+    let api = Api::sqlite().await;
+    let token = api.person("root", RoleName::ADMIN).await;
+    let actor = actor_of(&api, &token, Role::admin()).await;
     let grant = Grant::<Anything, UsersRead>::decide(actor, Anything).unwrap();
 
     assert!(grant.recheck(&api.ctx.authz).await.is_ok());
@@ -235,6 +199,28 @@ async fn a_grant_that_is_held_for_long_does_not_outlive_its_session_or_role() {
     assert_eq!(grant.recheck(&api.ctx.authz).await.unwrap_err().code, "forbidden");
     api.call(&token, "DELETE", "/session", None).await;
     assert_eq!(grant.recheck(&api.ctx.authz).await.unwrap_err().code, "unauthorised");
+}
+
+#[tokio::test]
+async fn a_terminal_that_is_in_use_keeps_its_session_and_one_that_only_stands_open_does_not() {
+    let api = Api::sqlite().await;
+    let token = api.person("alice", RoleName::USER).await;
+    let actor = actor_of(&api, &token, Role::user()).await;
+    let id = instance_of(&api, &actor.id.to_string(), "x").await.to_string();
+    let instance = InstanceRef::find(&api.ctx.db, Some(&id)).await.unwrap();
+    let grant = Grant::<InstanceRef, InstancesExec>::decide(actor, instance).unwrap();
+    let (idle, in_use) = (api.ctx.authz.sessions.idle, InUse::default());
+    let look = async || watch::look(&api.ctx.authz, &grant, Needs::Existence, &in_use).await;
+
+    for _ in 0..4 {
+        api.clock.advance(idle / 2);
+        in_use.mark();
+        look().await.expect("a session in use lives on");
+    }
+    api.clock.advance(idle / 2);
+    look().await.expect("it was used half the time ago");
+    api.clock.advance(idle / 2);
+    assert_eq!(look().await.unwrap_err().code, "unauthorised", "nobody used it");
 }
 
 crate::core::db::row! {

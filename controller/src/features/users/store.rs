@@ -21,6 +21,9 @@ pub(super) async fn page(
 ) -> Result<(Vec<Account>, i64), DbError> {
     let (condition, args) = Filter::new()
         .contains("name", query.name.as_deref())
+        .contains("display_name", query.display_name.as_deref())
+        .contains("email", query.email.as_deref())
+        .contains("phone", query.phone.as_deref())
         .equals("role", query.role.as_deref())
         .equals("disabled", query.disabled)
         .build();
@@ -48,9 +51,33 @@ pub(super) async fn lock(tx: &mut Tx, id: UserId) -> Result<Option<Account>, DbE
 /// Writes what may be changed of an account.
 pub(super) async fn update(tx: &mut Tx, account: &Account, now: UnixMillis) -> Result<(), DbError> {
     const SQL: &str = "update users set display_name = $1, role = $2, disabled = $3, \
-         updated_at = $4 where id = $5";
-    let (name, role) = (account.display_name.as_str(), account.role.as_str());
-    tx.run(SQL, args![name, role, account.disabled, now, account.id]).await.map(|_| ())
+         updated_at = $4, email = $5, phone = $6, avatar_color = $7 where id = $8";
+    let values = args![
+        account.display_name.as_str(),
+        account.role.as_str(),
+        account.disabled,
+        now,
+        account.email.as_str(),
+        account.phone.as_str(),
+        account.avatar_color.as_str(),
+        account.id,
+    ];
+    tx.run(SQL, values).await.map(|_| ())
+}
+
+/// Returns two accounts, both locked until the transaction ends, in the order of their ids, so that two
+/// who lock the same two do not wait for each other.
+pub(super) async fn lock_both(
+    tx: &mut Tx,
+    one: UserId,
+    other: UserId,
+) -> Result<(Option<Account>, Option<Account>), DbError> {
+    if one < other {
+        let first = lock(tx, one).await?;
+        return Ok((first, lock(tx, other).await?));
+    }
+    let second = lock(tx, other).await?;
+    Ok((lock(tx, one).await?, second))
 }
 
 /// Returns how many instances of `owner` are not deleted.

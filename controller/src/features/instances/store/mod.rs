@@ -1,6 +1,7 @@
 //! SQL of `instances`, `instance_events`, `node_grants`, `gpu_grants` and `node_revisions`.
 
 mod grants;
+mod owner;
 mod usage;
 mod write;
 
@@ -12,6 +13,7 @@ use tianqi_scheduler::Request;
 use uuid::Uuid;
 
 pub use grants::{grant, node_generations, release, release_all, touch_nodes};
+pub use owner::{give, live_of};
 pub use usage::{Alike, alike};
 pub use write::{bury, insert, note, rename, save};
 
