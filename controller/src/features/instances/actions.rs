@@ -80,7 +80,7 @@ impl Verb {
 /// # Errors
 ///
 /// `no_such_image`, `no_such_spec`, `no_such_node`, `not_listed`, `image_cannot_slice` (422),
-/// `name_taken`, `quota_exceeded`, `no_capacity` (409), `priority_forbidden` (403).
+/// `name_taken`, `quota_exceeded`, `owner_gone`, `no_capacity` (409), `priority_forbidden` (403).
 pub async fn create(
     ctx: &Ctx,
     grant: &Grant<Anything, InstancesCreate>,

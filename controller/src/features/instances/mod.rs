@@ -6,7 +6,7 @@
 //! node says that nothing is left.
 //!
 //! Invariants: the states of `lifecycle.rs`; grants exist only for instances on a node; a name is
-//! unique among its owner's live instances.
+//! unique among its owner's live instances; no create and no start takes its owner over their quota.
 
 pub mod actions;
 mod catalogue;

@@ -1,9 +1,9 @@
 //! Where a request would go, and why not elsewhere: the same answer that the create would get.
 
-use serde::Deserialize;
-use serde_json::{Value as Json, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 use tianqi_common::id::NodeId;
-use tianqi_scheduler::{Snapshot, explain};
+use tianqi_scheduler::{Explanation, Snapshot, explain};
 use utoipa::IntoParams;
 use uuid::Uuid;
 
@@ -26,6 +26,27 @@ pub struct PlacementQuery {
     pub node_id: Option<Uuid>,
 }
 
+#[derive(Serialize)]
+struct Answer {
+    #[serde(flatten)]
+    explanation: Explanation,
+    refused: Option<Refused>,
+}
+
+/// Why the create would be refused, as its problem would say.
+#[derive(Serialize)]
+struct Refused {
+    code: &'static str,
+    detail: String,
+    data: Option<Json>,
+}
+
+impl From<Problem> for Refused {
+    fn from(problem: Problem) -> Self {
+        Self { code: problem.code, detail: problem.detail, data: problem.data }
+    }
+}
+
 /// Looks at every node for a request. Under `refused` it says why the create would be refused although
 /// it fits, or null.
 ///
@@ -40,13 +61,10 @@ pub async fn candidates(
     let chosen = catalogue::chosen(&ctx.db, query.image_id, query.spec_id, grant.actor()).await?;
     let snapshot = Snapshot::new(fleet::all_nodes(&ctx.db).await?);
     let request = chosen.spec.request(query.node_id.map(NodeId), &chosen.image_address);
-    let explanation = explain(&snapshot, &request);
-    let mut answer =
-        serde_json::to_value(explanation).map_err(|error| Problem::internal(&error))?;
     let wanted = Wanted::by_new(grant.actor().id, &chosen.spec);
-    let refused = wanted.foreseen(&ctx.db).await?;
-    answer["refused"] = json!(refused.map(|problem| {
-        json!({ "code": problem.code, "detail": problem.detail, "data": problem.data })
-    }));
-    Ok(answer)
+    let answer = Answer {
+        explanation: explain(&snapshot, &request),
+        refused: wanted.foreseen(&ctx.db).await?.map(Refused::from),
+    };
+    serde_json::to_value(answer).map_err(|error| Problem::internal(&error))
 }

@@ -118,6 +118,24 @@ async fn a_name_is_unique_among_its_owners_live_instances() {
 }
 
 #[tokio::test]
+async fn an_account_that_was_deleted_while_it_asked_gets_no_instance() {
+    for db in testing::databases().await {
+        let world = World::on(db).await;
+        let spec = world.spec("cpu", 0, None).await;
+        let delete = "delete from users where id = $1";
+        world.ctx.db.run(delete, args![world.alice.id]).await.unwrap();
+
+        let refused = world.create(&world.alice, world.request("late", spec)).await.unwrap_err();
+
+        assert_eq!((refused.status.as_u16(), refused.code), (409, "owner_gone"));
+        assert_eq!(
+            view::list(&world.ctx.db, None, InstanceQuery::default()).await.unwrap().total,
+            0
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_user_sees_and_steers_only_what_is_theirs() {
     for db in testing::databases().await {
         let world = World::on(db).await;

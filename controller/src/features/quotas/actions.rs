@@ -160,10 +160,9 @@ fn no_such_quota() -> Problem {
 
 /// A role has no row to lock, so two who give it its first quota at once meet in the table.
 fn at_once(error: DbError) -> Problem {
-    match error {
-        DbError::Duplicate(_) => {
-            Problem::conflict("busy", "somebody else sets this quota at the same time; try again")
-        }
-        error => error.into(),
+    if matches!(error, DbError::Duplicate(_)) {
+        let detail = "somebody else sets this quota at the same time; try again";
+        return Problem::conflict("busy", detail);
     }
+    error.into()
 }
