@@ -118,6 +118,22 @@ pub(super) async fn with_hash(db: &Db, name: &str) -> Result<Option<(Account, St
     Ok(Some((row.account(), hash)))
 }
 
+row! {
+    struct StateRow { disabled: bool, updated_at: i64 }
+}
+
+/// Whether an account is as it was read, and enabled. It is locked until the transaction ends, so that
+/// a password that is being reset, or an account that is being disabled, lets nobody in afterwards.
+///
+/// # Errors
+///
+/// [`DbError`] when the engine refuses.
+pub(super) async fn is_unchanged(tx: &mut Tx, account: &Account) -> Result<bool, DbError> {
+    let sql = "select disabled, updated_at from users where id = $1 for update";
+    let row: Option<StateRow> = tx.first(sql, args![account.id]).await?;
+    Ok(row.is_some_and(|row| !row.disabled && row.updated_at == account.updated_at.0))
+}
+
 /// Returns how many accounts there are.
 ///
 /// # Errors

@@ -162,7 +162,8 @@ impl Authz {
     ///
     /// # Errors
     ///
-    /// `challenge_required` (403) with a challenge in its data, and as [`Authz::check_password`].
+    /// `challenge_required` (403) with a challenge in its data, `account_changed` (409) when it was
+    /// disabled or its password reset in the meantime, and as [`Authz::check_password`].
     pub async fn log_in(
         &self,
         visitor: &Visitor,
@@ -176,6 +177,10 @@ impl Authz {
         let address = visitor.remote.to_string();
         let origin = Origin { remote_address: &address, user_agent: &visitor.user_agent };
         let mut tx = self.db.begin().await?;
+        if !account::is_unchanged(&mut tx, &account).await? {
+            let detail = "the account was changed just now; log in again";
+            return Err(Problem::conflict("account_changed", detail));
+        }
         let begun = session::begin(&mut tx, self.sessions, account.id, kind, origin, now).await?;
         let doer = Doer {
             id: Some(account.id),

@@ -9,6 +9,7 @@ use crate::authz::challenge::{Challenge, solve};
 use crate::authz::password::Hasher;
 use crate::config::Passwords;
 use crate::core::db::args;
+use crate::core::secret::Secret;
 use crate::testing::{Answer, Api, CHEAP, PASSWORD};
 
 /// Longer than failures are remembered.
@@ -151,6 +152,35 @@ async fn an_address_that_fails_with_many_names_is_challenged_for_every_name() {
     assert_eq!(log_in(&api, "alice", PASSWORD, Some(solution)).await.code(), 201);
     api.clock.advance(QUIET);
     assert_eq!(try_login(&api, "alice", PASSWORD).await.code(), 201);
+}
+
+#[tokio::test]
+async fn a_password_that_is_reset_while_it_is_compared_lets_nobody_in() {
+    for mut api in Api::engines().await {
+        // Dear enough that the reset is done before the comparison is.
+        let dear = Passwords { argon2_iterations: 40, argon2_memory_kib: 19_456, ..CHEAP };
+        api.person("alice", RoleName::USER).await;
+        let (cheap, dear) = (api.ctx.authz.hasher.clone(), Hasher::new(&dear));
+        let hash = dear.hash(&Secret::new(PASSWORD.to_owned())).await.unwrap();
+        let set = "update users set password_hash = $1";
+        api.ctx.db.run(set, args![hash]).await.unwrap();
+        api.ctx.authz.hasher = cheap;
+        api.serve();
+        let runs = api.ctx.authz.hasher.runs();
+
+        let reset = async {
+            while api.ctx.authz.hasher.runs() == runs {
+                tokio::task::yield_now().await;
+            }
+            let changed = "update users set password_hash = 'other', updated_at = updated_at + 1";
+            api.ctx.db.run(changed, args![]).await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(try_login(&api, "alice", PASSWORD), reset);
+
+        assert_eq!((answer.code(), answer.problem()), (409, "account_changed"), "{answer:?}");
+        let sessions = "select count(*) from sessions";
+        assert_eq!(api.ctx.db.number(sessions, args![]).await.unwrap(), 1, "only the first");
+    }
 }
 
 #[tokio::test]
