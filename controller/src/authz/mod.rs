@@ -10,6 +10,7 @@
 
 pub mod account;
 pub mod actor;
+mod argon2id;
 pub mod challenge;
 mod credential;
 mod extract;

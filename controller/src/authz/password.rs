@@ -7,11 +7,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use argon2::Params;
 use argon2::password_hash::phc::PasswordHash;
-use argon2::password_hash::{PasswordHasher, PasswordVerifier};
-use argon2::{Algorithm, Argon2, Params, Version};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::argon2id::Argon2id;
 use super::strength::PASSWORD_MAX;
 use crate::config::Passwords;
 use crate::core::error::{Problem, Result};
@@ -23,12 +23,12 @@ const WAITING_MAX: usize = 64;
 /// Hashes and compares passwords.
 ///
 /// By default one hash takes 19 MiB and some 20 ms of a core, so as many run at once as there are
-/// cores. Others wait; when too many wait, the next is refused (`busy`, 503).
+/// cores, and their memory is kept for the next. Others wait; when too many wait, the next is refused (`busy`, 503).
 #[derive(Clone, Debug)]
 pub struct Hasher {
     running: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
-    params: Params,
+    argon2id: Argon2id,
     /// What a password is compared with when the account does not exist, so that the answer takes as
     /// long as for one that does; no password gives it.
     nobody: Arc<str>,
@@ -62,7 +62,9 @@ impl Hasher {
             running: Arc::new(Semaphore::new(cores.clamp(2, 8))),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             // Whatever passes the configuration's check is fine with Argon2.
-            params: Params::new(memory, iterations, lanes, None).unwrap_or_default(),
+            argon2id: Argon2id::new(
+                Params::new(memory, iterations, lanes, None).unwrap_or_default(),
+            ),
             nobody: nobody(memory, iterations, lanes).into(),
             runs: Arc::default(),
         }
@@ -112,8 +114,8 @@ impl Hasher {
         blocking(move || {
             let hash = PasswordHash::new(&stored).map_err(|error| Problem::internal(&error))?;
             // The comparison is made in both cases.
-            let is_right = this.fits(&password, &hash) && is_known;
-            let is_old = is_right && !this.is_current(&hash);
+            let is_right = this.fits(&password, &hash)? && is_known;
+            let is_old = is_right && !this.argon2id.is_current(&hash);
             let renewed = if is_old { Some(this.run(&password)?) } else { None };
             drop(turn);
             Ok(Verdict { is_right, renewed })
@@ -127,29 +129,20 @@ impl Hasher {
         self.runs.load(Ordering::Relaxed)
     }
 
-    fn argon2(&self) -> Argon2<'static> {
-        Argon2::new(Algorithm::Argon2id, Version::V0x13, self.params.clone())
-    }
-
     fn run(&self, password: &Secret) -> Result<String> {
         self.runs.fetch_add(1, Ordering::Relaxed);
-        let hash = self.argon2().hash_password(password.expose().as_bytes());
+        let hash = self.argon2id.hash(password.expose().as_bytes());
         hash.map(|hash| hash.to_string()).map_err(|error| Problem::internal(&error))
     }
 
-    fn fits(&self, password: &Secret, hash: &PasswordHash) -> bool {
+    fn fits(&self, password: &Secret, hash: &PasswordHash) -> Result<bool> {
         let text = password.expose();
         if text.len() > PASSWORD_MAX {
-            return false;
+            return Ok(false);
         }
         self.runs.fetch_add(1, Ordering::Relaxed);
-        self.argon2().verify_password(text.as_bytes(), hash).is_ok()
-    }
-
-    fn is_current(&self, hash: &PasswordHash) -> bool {
-        let cost = |params: &Params| (params.m_cost(), params.t_cost(), params.p_cost());
-        let stored = Params::try_from(hash).ok();
-        stored.is_some_and(|stored| cost(&stored) == cost(&self.params))
+        let fits = self.argon2id.fits(text.as_bytes(), hash);
+        fits.map_err(|error| Problem::internal(&error))
     }
 }
 

@@ -89,7 +89,7 @@ async fn memory(report: &mut Report, address: &str, pid: u32, idle: f64) {
     report.add(&Line {
         what: "logins: 50 at once, memory of the controller",
         ours: format!(
-            "{most:.1} MB at most, {idle:.1} MB idle; {cores} hash at a time, others wait: p50 {:.0} ms, longest {:.0} ms",
+            "{most:.1} MB at most, {idle:.1} MB idle; {cores} hashes at a time, others wait: p50 {:.0} ms, longest {:.0} ms",
             times.median_ms(),
             ms(times.at(100))
         ),
