@@ -195,9 +195,12 @@ async fn a_terminal_and_a_followed_output_go_through_and_outlast_the_limits_of_r
     };
     assert!(open("https://evil.example.org").await.is_err(), "a page of another site");
     let (mut terminal, _) = open(&origin).await.unwrap();
-    let follow = format!("/instances/{id}/logs?follow=true&tail=0");
+    let follow = format!("/instances/{id}/logs?follow=true&tail=1");
     let request = world.browser().get(world.url(&follow)).header("cookie", &cookie);
-    let mut output = request.send().await.unwrap();
+    // nginx holds the head of an HTTP/2 answer back until its first byte.
+    let output = tokio::time::timeout(PATIENCE, request.send()).await.unwrap();
+    let mut output = output.unwrap();
+    assert_eq!(output.chunk().await.unwrap().as_deref(), Some(b"ready\n".as_slice()));
 
     // Longer than a head or a request may take.
     tokio::time::sleep(Duration::from_secs(6)).await;

@@ -1,6 +1,7 @@
 //! Secrets are planted by every way in, and looked for everywhere: in the database, in every log line
 //! at the most talkative level, in every answer, in every file of both programs.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Mutex;
 
 use reqwest::{Method, StatusCode};
@@ -15,6 +16,9 @@ use tianqi_tests::registry::{PASSWORD, Registry, USERNAME};
 use tianqi_tests::terminal::Terminal;
 
 const LOUD: (&str, &str) = ("TIANQI_LOG__LEVEL", "trace");
+/// Files that hold keys on purpose: the controller's own, and what a node needs to reach its engine
+/// without a controller.
+const OWN_KEYS: &[&str] = &["master.key", "settings.json"];
 const FIRST: &str = "the-first-password-of-eve";
 const SECOND: &str = "the-second-password-of-eve";
 const THIRD: &str = "the-third-password-of-eve";
@@ -207,9 +211,16 @@ async fn no_secret_is_in_the_database_a_log_an_answer_or_a_file() {
         look(&column, &value);
     }
     for folder in [world.cluster.data_dir(), world.agent.data_dir()] {
-        for (file, bytes) in dump::files(&folder, &["master.key"]) {
+        for (file, bytes) in dump::files(&folder, OWN_KEYS) {
             look(&file.display().to_string(), &bytes);
         }
+    }
+
+    for file in
+        [world.cluster.data_dir().join("master.key"), world.agent.data_dir().join("settings.json")]
+    {
+        let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{}", file.display());
     }
 
     assert!(leaks.is_empty(), "{}", leaks.join("\n"));

@@ -48,7 +48,7 @@ fn calls() -> Vec<(Method, String, bool, Option<&'static str>, u16)> {
         call("GET", "/", false, None, 404),
         call("GET", "/../../etc/passwd", false, None, 404),
         call("GET", missing, true, None, 404),
-        call("GET", "/api/v1/images/not-an-id", true, None, 404),
+        call("GET", "/api/v1/images/not-an-id", true, None, 400),
         call("POST", "/healthz", false, Some("{}"), 405),
         call("TRACE", "/api/v1/session", false, None, 405),
         call("OPTIONS", "/api/v1/session", false, None, 405),
