@@ -119,6 +119,7 @@ async fn reseal(db: &Db, seal: &Seal, columns: &[SealedColumn]) -> Result<Rotate
             "select id, {name} as sealed from {table} where {name} is not null and id > $1 \
              order by id limit {PAGE}"
         );
+        // No id is smaller than this one, and none is equal to it.
         let mut last = Uuid::nil();
         loop {
             let rows: Vec<SealedRow> = db.all(&sql, args![last]).await?;
@@ -310,6 +311,21 @@ mod tests {
                 assert_eq!(files(folder.path()), ["master.key"]);
                 assert_eq!(secrets(&db, &open(folder.path())).await, all);
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn more_values_than_are_read_at_once_are_all_sealed_anew() {
+        for db in testing::databases().await {
+            let (_folder, seal) = world(&db).await;
+            let count = PAGE * 2 + 7;
+            for n in 3..count {
+                insert(&db, &seal, &n.to_string()).await;
+            }
+
+            let rotated = rotate(&db, &seal, COLUMNS).await.unwrap();
+
+            assert_eq!(i64::try_from(rotated.values).unwrap(), count);
         }
     }
 
