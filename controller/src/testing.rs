@@ -17,7 +17,7 @@ use crate::app;
 use crate::authz::RoleName;
 use crate::authz::account::{self, Account};
 use crate::config::{Config, Limits, Passwords};
-use crate::core::db::{Db, testing};
+use crate::core::db::{Db, args, row, testing};
 use crate::core::secret::Secret;
 use crate::features::Ctx;
 
@@ -88,6 +88,22 @@ impl Answer {
     pub fn text(&self, pointer: &str) -> &str {
         self.body.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
     }
+}
+
+row! {
+    struct DetailRow { detail: String }
+}
+
+/// Returns which fields the newest row of the audit says were changed.
+///
+/// # Panics
+///
+/// When there is no row.
+pub async fn audited_changes(db: &Db) -> Value {
+    let sql = "select detail from audit_events order by id desc limit 1";
+    let row: Option<DetailRow> = db.first(sql, args![]).await.expect("audit");
+    let detail: Value = serde_json::from_str(&row.expect("a row").detail).expect("json");
+    detail["changes"].clone()
 }
 
 impl Api {

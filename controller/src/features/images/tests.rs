@@ -7,7 +7,7 @@ use super::model::check_address;
 use super::store;
 use crate::authz::RoleName;
 use crate::core::db::args;
-use crate::testing::{Answer, Api};
+use crate::testing::{Answer, Api, audited_changes};
 
 const PATH: &str = "/images";
 
@@ -85,6 +85,9 @@ async fn a_registry_password_is_sealed_never_answered_and_opens_for_a_pull() {
         let forget = Some(json!({ "registry_username": null }));
         let (_, cleared) = call(&room, &admin, "PATCH", &path_of(&image), forget).await;
         assert_eq!(cleared["has_registry_password"], false);
+        let account = json!({ "before": "robot", "after": null });
+        let changes = json!({ "registry_username": account, "registry_password": "changed" });
+        assert_eq!(audited_changes(&room.ctx.db).await, changes);
         assert!(store::credentials(&room.ctx.db, &room.ctx.seal, id).await.unwrap().is_none());
     }
 }

@@ -107,15 +107,15 @@ pub(super) async fn change(
     let mut tx = ctx.db.begin().await?;
     let row = store::lock(&mut tx, name).await?.ok_or_else(RoleRef::missing)?;
     let old = Role::of_row(&row.name, Some(&row.permissions))?;
-    let description = patch.description.over_required("description", row.description)?;
+    let description = patch.description.over_required("description", row.description.clone())?;
     let permissions = patch.permissions.over_required("permissions", old.allowances())?;
     let new = checked(name, &description, &permissions)?;
     gives_no_more(actor, &old)?;
     gives_no_more(actor, &new)?;
     store::update(&mut tx, &new, &description, ctx.clock.now()).await?;
-    let detail = json!({
-        "verb": "change", "before": old.allowances(), "after": new.allowances(),
-    });
+    let view = |role: &Role, description: &str| json!({ "description": description, "permissions": role.allowances() });
+    let changes = audit::changes(&view(&old, &row.description), &view(&new, &description));
+    let detail = json!({ "verb": "change", "changes": changes });
     note(ctx, &mut tx, actor, name, detail).await?;
     tx.commit().await?;
     ctx.events.send(Event::Roles);

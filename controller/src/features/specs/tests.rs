@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use crate::authz::RoleName;
-use crate::testing::{Answer, Api};
+use crate::testing::{Answer, Api, audited_changes};
 
 const PATH: &str = "/specs";
 
@@ -55,6 +55,10 @@ async fn a_spec_keeps_its_numbers_exactly_on_every_engine() {
             (&json!(30), &Value::Null)
         );
         assert_eq!((&changed["cpu_cores"], &changed["memory_mib"]), (&json!(2), &json!(512)));
+
+        let changes = audited_changes(&room.ctx.db).await;
+        assert_eq!(changes["gpu_core_percent"], json!({ "before": null, "after": 30 }));
+        assert_eq!(changes["memory_mib"], Value::Null, "what stayed is told: {changes}");
 
         let query = format!("{PATH}?slicing=true&name=SLI&sort=-price_per_hour");
         let (_, found) = call(&room, &admin, "GET", &query, None).await;

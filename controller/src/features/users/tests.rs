@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::authz::RoleName;
 use crate::core::db::args;
 use crate::core::event::Event;
-use crate::testing::{Api, PASSWORD};
+use crate::testing::{Api, PASSWORD, audited_changes};
 
 async fn made(api: &Api, admin: &str, name: &str, role: &str) -> String {
     let body = json!({ "name": name, "password": PASSWORD, "role": role,
@@ -47,6 +47,8 @@ async fn an_account_is_made_read_listed_changed_and_deleted() {
         let changed = api.call(&admin, "PATCH", &format!("/users/{id}"), Some(patch)).await;
         assert_eq!((changed.code(), changed.text("/display_name")), (200, "爱丽丝"));
         assert_eq!(changed.text("/role"), "user", "a field that was left out changed");
+        let changes = json!({ "display_name": { "before": "", "after": "爱丽丝" } });
+        assert_eq!(audited_changes(&api.ctx.db).await, changes);
 
         let listed = api.call(&admin, "GET", "/users?name=LI&sort=-created_at", None).await;
         assert_eq!(listed.body["total"], 1);

@@ -9,6 +9,7 @@ use crate::core::page::PageQuery;
 use crate::features::nodes::actions::{self, Drain, GpuPatch};
 use crate::features::nodes::model::{NodeFilter, NodePatch};
 use crate::features::nodes::{settings, view};
+use crate::testing::audited_changes;
 
 fn patch(body: &Value) -> NodePatch {
     serde_json::from_value(body.clone()).unwrap()
@@ -118,6 +119,7 @@ async fn pems_are_sealed_and_never_shown() {
         let saved = change(&room, node, body.clone()).await.unwrap();
 
         assert_eq!(saved["has_docker_tls"], true);
+        assert_eq!(audited_changes(&room.ctx.db).await, json!({ "docker_tls": "changed" }));
         let inside = key.lines().nth(1).unwrap();
         for shown in [saved.to_string(), format!("{:?}", patch(&body)), room.audit().await] {
             assert!(!shown.contains(inside) && !shown.contains("BEGIN"), "{shown}");
@@ -172,6 +174,8 @@ async fn a_drain_stops_instances_only_when_it_says_so() {
         assert_eq!(events.try_recv().unwrap(), Event::Drain(node));
         let open = actions::set_cordoned(&room.ctx, &on(node), false).await.unwrap();
         assert!(!open.cordoned);
+        let cordoned = json!({ "cordoned": { "before": true, "after": false } });
+        assert_eq!(audited_changes(&room.ctx.db).await, cordoned);
     }
 }
 
@@ -243,6 +247,8 @@ async fn a_card_shows_what_is_granted_of_it_and_its_mode_can_be_set() {
         let body: GpuPatch = serde_json::from_value(json!({ "mode": "whole" })).unwrap();
         let card = actions::set_gpu(&room.ctx, &on(node), "G1", body).await.unwrap();
         assert_eq!((card.mode.as_str(), card.max_shares), ("whole", 10));
+        let mode = json!({ "mode": { "before": "shared", "after": "whole" } });
+        assert_eq!(audited_changes(&room.ctx.db).await, mode);
         let missing = actions::set_gpu(&room.ctx, &on(other), "G1", body).await.unwrap_err();
         assert_eq!(missing.status, 404);
         let zero = GpuPatch { max_shares: Some(0), mode: None };
