@@ -207,7 +207,8 @@ impl Chain {
         }
         head =
             Head { epoch: seen.epoch, seq: seen.seq, mac: seen.mac, is_restoring: false, ..head };
-        if incident {
+        // The file is there before the first link is: a chain without one has lost it.
+        if incident || read == Read::Absent {
             self.head.write(&head)?;
         }
         Ok(head)

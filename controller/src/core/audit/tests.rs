@@ -396,6 +396,30 @@ async fn a_head_that_is_gone_or_unreadable_is_a_fault() {
 }
 
 #[tokio::test]
+async fn a_process_that_is_killed_between_links_and_head_leaves_no_fault() {
+    let world = World::on(testing::sqlite().await);
+    let file = world.folder.path().join("audit-head.json");
+    let blocked = world.folder.path().join("audit-head.new");
+    world.write(world.clock.now(), 0).await;
+    std::fs::create_dir(&blocked).unwrap();
+    assert!(matches!(world.chain.seal(Look::Full).await, Err(ChainError::Head(_))));
+    let links = world.db.number("select count(*) from audit_seals", args![]).await.unwrap();
+    assert_eq!(links, 0, "a link was written before the head was there");
+    std::fs::remove_dir(&blocked).unwrap();
+
+    for _ in 0..2 {
+        world.sealed(2).await;
+        let before = std::fs::read(&file).unwrap();
+        world.sealed(2).await;
+        std::fs::write(&file, before).unwrap();
+
+        wrong(&world.verify().await, &[]);
+        world.sealed(1).await;
+        wrong(&world.verify().await, &[]);
+    }
+}
+
+#[tokio::test]
 async fn a_chain_without_its_key_is_not_begun_anew() {
     for world in World::everywhere().await {
         world.sealed(3).await;
