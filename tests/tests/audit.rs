@@ -197,5 +197,5 @@ async fn verify_tells_a_restored_copy_from_a_cut() {
     };
 
     assert_eq!(report.status.code(), Some(0), "{report:?}");
-    assert!(printed(&report).contains("are in the database that it replaced"), "{report:?}");
+    assert!(printed(&report).contains("in the database that it replaced"), "{report:?}");
 }

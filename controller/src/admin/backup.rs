@@ -190,7 +190,7 @@ mod tests {
         let report = chain(&db).verify().await.unwrap();
         assert!(report.is_fine, "{}", report.text);
         assert!(report.text.contains("5 rows checked"), "{}", report.text);
-        assert!(report.text.contains("rows 4 to 7 of the chain are in"), "{}", report.text);
+        assert!(report.text.contains("rows 4 to 7 are in the database"), "{}", report.text);
     }
 
     async fn written(db: &Db, rows: i64) {

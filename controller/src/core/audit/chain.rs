@@ -304,7 +304,8 @@ impl Chain {
     /// [`ChainError`].
     pub async fn accept(&self, doer: &Doer) -> Result<Vec<String>, ChainError> {
         let _turn = self.turn().await?;
-        let Read::Head(mut head) = self.head.read()? else { return Ok(Vec::new()) };
+        // What the sealer has not come across yet is accepted too.
+        let mut head = self.settled(store::last(&self.db).await?.as_ref()).await?;
         let mut accepted = Vec::new();
         for incident in head.incidents.iter_mut().filter(|it| it.is_fault) {
             incident.is_fault = false;
@@ -414,11 +415,7 @@ pub(super) fn disagreement(read: &Read, seen: &Seen) -> Option<String> {
         return None;
     }
     if seen.seq < head.seq {
-        return Some(format!(
-            "rows {} to {} are missing from the end of the chain",
-            seen.seq + 1,
-            head.seq
-        ));
+        return Some(format!("{} missing from the end of the chain", rows(seen.seq + 1, head.seq)));
     }
     Some(format!(
         "row {} is not the one that was sealed: the end of the chain was replaced",
@@ -426,12 +423,15 @@ pub(super) fn disagreement(read: &Read, seen: &Seen) -> Option<String> {
     ))
 }
 
+/// Writes which rows are the subject of a sentence.
+pub(super) fn rows(from: i64, to: i64) -> String {
+    if from == to { format!("row {from} is") } else { format!("rows {from} to {to} are") }
+}
+
 fn restored(was: i64, is: i64) -> String {
     if is < was {
-        format!(
-            "the database was restored from a copy: rows {} to {was} of the chain are in the database that it replaced",
-            is + 1
-        )
+        let rows = rows(is + 1, was);
+        format!("the database was restored from a copy: {rows} in the database that it replaced")
     } else {
         format!("the database was restored from a copy, which has {is} rows of the chain")
     }

@@ -100,15 +100,9 @@ pub(super) enum Fault {
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Missing { from, to } if from == to => {
-                write!(f, "row {from} is missing; what row {} says cannot be proven", to + 1)
-            }
             Self::Missing { from, to } => {
-                write!(
-                    f,
-                    "rows {from} to {to} are missing; what row {} says cannot be proven",
-                    to + 1
-                )
+                let rows = super::chain::rows(*from, *to);
+                write!(f, "{rows} missing; what row {} says cannot be proven", to + 1)
             }
             Self::RowMissing { seq, id } => write!(f, "row {seq} is missing (id {id})"),
             Self::Changed { seq, id, at, action } => {
