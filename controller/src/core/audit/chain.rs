@@ -344,6 +344,8 @@ impl Chain {
         }
         let mut bytes = Zeroizing::new([0; KEY_LENGTH]);
         rand::rng().fill_bytes(bytes.as_mut());
+        // A rotation of the master key waits until the key of the chain is stored.
+        let _held = self.seal.hold();
         let sealed = self.seal.seal(&bound_to(KEY), bytes.as_ref())?;
         store::insert_key(&self.db, KEY, sealed, self.now().0).await?;
         Ok(ChainKey::new(&bytes))
