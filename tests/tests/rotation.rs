@@ -106,8 +106,8 @@ async fn secrets_work_after_a_rotation_and_after_a_start_with_the_new_key() {
 
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    // The authority of the agents, the registry's password, the node's PEMs.
-    assert!(said.starts_with("3 secrets are sealed with a new master key"), "{said}");
+    // The authority of the agents, the key of the audit's chain, the registry's password, the PEMs.
+    assert!(said.starts_with("4 secrets are sealed with a new master key"), "{said}");
     assert_eq!(world.key_files(), ["master.key"]);
     assert_ne!(world.key()[..32], old[..32]);
     world.assert_secrets_work("after").await;

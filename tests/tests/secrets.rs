@@ -19,9 +19,9 @@ const LOUD: (&str, &str) = ("TIANQI_LOG__LEVEL", "trace");
 /// Files that hold keys on purpose: the controller's own, and what a node needs to reach its engine
 /// without a controller.
 const OWN_KEYS: &[&str] = &["master.key", "settings.json"];
-const FIRST: &str = "the-first-password-of-eve";
-const SECOND: &str = "the-second-password-of-eve";
-const THIRD: &str = "the-third-password-of-eve";
+const FIRST: &str = "first zebra under lantern";
+const SECOND: &str = "second walnut over harbour";
+const THIRD: &str = "third kettle beside glacier";
 const WRONG: &str = "a-password-that-is-wrong";
 const REGISTRY_WRONG: &str = "not-the-rosebud-at-all";
 
@@ -113,6 +113,17 @@ impl World {
         self.answers.lock().unwrap().push(answer.text().await.unwrap());
     }
 
+    /// An API token, used once.
+    async fn plant_token(&mut self) {
+        let body = json!({ "name": "reader", "permissions": ["instances:read"] });
+        let made = self.admin.post("/me/tokens", &body).await;
+        let token = text(&made, "token");
+        self.planted.add("an API token", &token);
+        let program = Client::anonymous(self.cluster.http()).with_token(&token);
+        self.call(&program, Method::GET, "/instances", &Value::Null).await;
+        self.call(&program, Method::POST, "/me/tokens", &body).await;
+    }
+
     /// A private image, first with a wrong password, and an instance of it.
     async fn plant_registry(&mut self) -> String {
         self.planted.add("the registry's password", PASSWORD);
@@ -165,6 +176,9 @@ impl World {
             "/users",
             "/join-tokens",
             "/session",
+            "/me/sessions",
+            "/me/tokens",
+            "/audit-events/export",
             "/audit-events?page_size=200",
             "/images?page_size=x",
             "/no-such-path",
@@ -184,6 +198,7 @@ impl World {
 async fn no_secret_is_in_the_database_a_log_an_answer_or_a_file() {
     let mut world = World::start().await;
     world.plant_accounts().await;
+    world.plant_token().await;
     let instance = world.plant_registry().await;
     world.plant_pems().await;
     let rotated = world.cluster.run(&["secrets", "rotate"]);
