@@ -103,7 +103,7 @@ pub async fn audited_changes(db: &Db) -> Value {
     let sql = "select detail from audit_events order by id desc limit 1";
     let row: Option<DetailRow> = db.first(sql, args![]).await.expect("audit");
     let detail: Value = serde_json::from_str(&row.expect("a row").detail).expect("json");
-    detail["changes"].clone()
+    detail.get("changes").cloned().unwrap_or_default()
 }
 
 impl Api {

@@ -110,7 +110,8 @@ impl World {
         let read = nobody.request(Method::GET, "/session").header("cookie", &cookie);
         let answer = read.send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
-        self.answers.lock().unwrap().push(answer.text().await.unwrap());
+        let text = answer.text().await.unwrap();
+        self.answers.lock().unwrap().push(text);
     }
 
     /// An API token, used once.
@@ -207,7 +208,8 @@ async fn no_secret_is_in_the_database_a_log_an_answer_or_a_file() {
     world.agent.wait_until_ready(&world.admin).await;
     world.read_everything().await;
     let output = world.admin.request(Method::GET, &format!("/instances/{instance}/logs"));
-    world.answers.lock().unwrap().push(output.send().await.unwrap().text().await.unwrap());
+    let output = output.send().await.unwrap().text().await.unwrap();
+    world.answers.lock().unwrap().push(output);
 
     let mut leaks = Vec::new();
     let mut searched = 0;

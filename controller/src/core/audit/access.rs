@@ -116,7 +116,11 @@ impl Access {
         let own = json!({ "event": event, "access": self.id, "face": self.face });
         let fields = [own, detail].into_iter().filter_map(|it| match it {
             Value::Object(fields) => Some(fields),
-            _ => None,
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_) => None,
         });
         let entry = Entry {
             doer: &self.doer,

@@ -44,7 +44,7 @@ impl Chain {
         let last = store::last(&self.db).await?;
         let seen = self.seen(&head, last.as_ref()).await?;
         if seen.seq == 0 && head == Read::Absent {
-            return Ok(self.empty().await?);
+            return self.empty().await;
         }
         let key = self.key(true).await?;
         let mut attempt = 0;

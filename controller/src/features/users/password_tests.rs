@@ -65,6 +65,10 @@ async fn unknown_and_disabled_accounts_and_wrong_passwords_are_told_apart_by_not
 }
 
 #[tokio::test]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "how long a login takes is measured by the real clock"
+)]
 async fn a_login_to_an_unknown_account_takes_about_as_long_as_to_a_known_one() {
     let mut api = Api::sqlite().await;
     // The cost matters here: it must stand out of everything else that a login does.
