@@ -103,7 +103,7 @@ impl Open {
     }
 
     /// Checks that all of it is over within two seconds from now.
-    async fn is_over(mut self) {
+    async fn wait_for_its_end(mut self) {
         let ends = async {
             for terminal in &mut self.terminals {
                 let ended = terminal.ended().await;
@@ -132,7 +132,7 @@ async fn disabling_an_account_ends_everything_of_it_within_two_seconds() {
 
     world.admin.patch(&format!("/users/{id}"), &json!({ "disabled": true })).await;
 
-    open.is_over().await;
+    open.wait_for_its_end().await;
     let credentials = json!({ "username": "alice", "password": PASSWORD });
     let (status, answer) =
         world.anybody().try_call(Method::POST, "/session", Some(&credentials)).await;
@@ -155,7 +155,7 @@ async fn deleting_an_account_needs_a_new_owner_for_its_instances_and_ends_everyt
     assert_eq!((status.as_u16(), &answer["code"]), (409, &json!("in_use")), "{answer}");
     admin.delete(&format!("{path}?hand_over_to={bob}")).await;
 
-    open.is_over().await;
+    open.wait_for_its_end().await;
     let moved = as_bob.instance(&world.id).await;
     assert_eq!((&moved["name"], &moved["phase"]), (&json!("one-2"), &json!("running")), "{moved}");
     let events = as_bob.get(&format!("/instances/{}/events", world.id)).await;
