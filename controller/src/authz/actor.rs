@@ -5,7 +5,6 @@ use std::time::Duration;
 use axum::http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN, UPGRADE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method};
-use sha2::{Digest, Sha256};
 use tianqi_common::clock::UnixMillis;
 use tianqi_common::id::UserId;
 use uuid::Uuid;
@@ -86,6 +85,19 @@ impl Actor {
         self.role.reach(policy::CatalogueUnlisted::NAME) == Reach::All
     }
 
+    /// Refuses to give a role, or to touch an account of it, that reaches further than this actor
+    /// does: nobody gives what they do not have, and nobody takes over somebody who has more.
+    ///
+    /// # Errors
+    ///
+    /// `beyond_own_rights` (403) naming the first permission that is lacking.
+    pub fn covers(&self, role: &Role) -> Result<()> {
+        let Some(permission) = self.role.lacks(role) else { return Ok(()) };
+        let detail =
+            format!("the role {role} has {permission}, which reaches further than your own rights");
+        Err(Problem::forbidden("beyond_own_rights", detail))
+    }
+
     /// Returns who this is for the audit.
     #[must_use]
     pub fn doer(&self) -> Doer {
@@ -98,13 +110,6 @@ impl Actor {
             request_id: self.request_id.clone(),
         }
     }
-}
-
-/// Returns what is stored of a secret token: its SHA-256. The token itself is 32 random bytes, so a
-/// slow hash would add nothing.
-#[must_use]
-pub fn token_hash(token: &str) -> Vec<u8> {
-    Sha256::digest(token.as_bytes()).to_vec()
 }
 
 /// Finds out who sent the request.

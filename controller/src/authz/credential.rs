@@ -6,11 +6,12 @@ use tianqi_common::clock::UnixMillis;
 use tianqi_common::id::UserId;
 use uuid::Uuid;
 
-use super::actor::{Actor, token_hash};
+use super::actor::Actor;
 use super::{Authz, Role, token};
 use crate::core::audit::Via;
 use crate::core::db::{DbError, args, row};
 use crate::core::error::Result;
+use crate::core::secret::token_hash;
 
 /// A use is written down at most this often, so that reading does not mean writing.
 const TOUCH_EVERY: Duration = Duration::from_secs(60);

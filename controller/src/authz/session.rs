@@ -9,10 +9,10 @@ use tianqi_common::clock::UnixMillis;
 use tianqi_common::id::UserId;
 use uuid::Uuid;
 
-use super::actor::{SessionRules, token_hash};
+use super::actor::SessionRules;
 use crate::core::db::{Db, DbError, Tx, args, row};
 use crate::core::page::Paging;
-use crate::core::secret::Secret;
+use crate::core::secret::{Secret, token_hash};
 
 /// Most sessions of one account; the one unused for longest makes room.
 const SESSIONS_MAX: u32 = 200;

@@ -8,10 +8,9 @@ use tianqi_common::clock::UnixMillis;
 use tianqi_common::id::UserId;
 use uuid::Uuid;
 
-use super::actor::token_hash;
 use crate::core::db::{Db, DbError, Tx, args, row};
 use crate::core::page::Paging;
-use crate::core::secret::Secret;
+use crate::core::secret::{Secret, token_hash};
 
 /// What every API token begins with, so that people and scanners recognise one that leaked.
 pub const PREFIX: &str = "tianqi_";

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Deserializer};
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 /// A secret text; it is wiped when dropped, and its `Debug` shows nothing of it.
@@ -33,4 +34,11 @@ impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer).map(Self::new)
     }
+}
+
+/// Returns what is stored of a secret token: its SHA-256. The token itself is 32 random bytes, so a
+/// slow hash would add nothing.
+#[must_use]
+pub fn token_hash(token: &str) -> Vec<u8> {
+    Sha256::digest(token.as_bytes()).to_vec()
 }

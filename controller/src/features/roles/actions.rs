@@ -74,7 +74,7 @@ pub(super) async fn create(
     body: CreateRole,
 ) -> Result<RoleView> {
     let role = checked(&body.name, &body.description, &body.permissions)?;
-    gives_no_more(grant.actor(), &role)?;
+    grant.actor().covers(&role)?;
     let now = ctx.clock.now();
     let mut tx = ctx.db.begin().await?;
     if store::count(&mut tx).await? >= store::ROLES_MAX {
@@ -110,8 +110,8 @@ pub(super) async fn change(
     let description = patch.description.over_required("description", row.description.clone())?;
     let permissions = patch.permissions.over_required("permissions", old.allowances())?;
     let new = checked(name, &description, &permissions)?;
-    gives_no_more(actor, &old)?;
-    gives_no_more(actor, &new)?;
+    actor.covers(&old)?;
+    actor.covers(&new)?;
     store::update(&mut tx, &new, &description, ctx.clock.now()).await?;
     let view = |role: &Role, description: &str| json!({ "description": description, "permissions": role.allowances() });
     let changes = audit::changes(&view(&old, &row.description), &view(&new, &description));
@@ -133,7 +133,7 @@ pub(super) async fn delete(ctx: &Ctx, grant: &Grant<RoleRef, RolesWrite>) -> Res
     let mut tx = ctx.db.begin().await?;
     let row = store::lock(&mut tx, name).await?.ok_or_else(RoleRef::missing)?;
     let old = Role::of_row(&row.name, Some(&row.permissions))?;
-    gives_no_more(actor, &old)?;
+    actor.covers(&old)?;
     let accounts = store::accounts(&mut tx, name).await?;
     if accounts > 0 {
         let detail = format!("{accounts} accounts have this role; give them another first");
@@ -151,16 +151,6 @@ fn refuse_built_in(name: &RoleName) -> Result<()> {
         return Err(Problem::conflict("built_in", detail));
     }
     Ok(())
-}
-
-fn gives_no_more(actor: &Actor, role: &Role) -> Result<()> {
-    match actor.role.lacks(role) {
-        None => Ok(()),
-        Some(permission) => {
-            let detail = format!("{permission} reaches further than your own rights");
-            Err(Problem::forbidden("beyond_own_rights", detail))
-        }
-    }
 }
 
 async fn note(

@@ -155,15 +155,7 @@ pub(super) async fn stays_within(tx: &mut Tx, actor: &Actor, name: &RoleName) ->
             format!("role: there is no role {:?}; GET /api/v1/roles lists them", name.as_str());
         return Err(Problem::invalid("bad_field", detail));
     };
-    match actor.role.lacks(&role) {
-        None => Ok(()),
-        Some(permission) => {
-            let detail = format!(
-                "the role {name} has {permission}, which reaches further than your own rights"
-            );
-            Err(Problem::forbidden("beyond_own_rights", detail))
-        }
-    }
+    actor.covers(&role)
 }
 
 /// Refuses to take away the only admin who can log in.

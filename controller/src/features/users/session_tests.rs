@@ -6,7 +6,6 @@ use axum::http::header::SET_COOKIE;
 use serde_json::json;
 
 use super::tests::instance_of;
-use crate::authz::actor::token_hash;
 use crate::authz::first_start::{ADMIN, password_file};
 use crate::authz::policy::{InstancesExec, UsersRead};
 use crate::authz::resource::{InstanceRef, Resource};
@@ -15,7 +14,7 @@ use crate::authz::{Actor, Anything, Grant, Role, RoleName};
 use crate::core::audit::Via;
 use crate::core::db::args;
 use crate::core::event::Event;
-use crate::core::secret::Secret;
+use crate::core::secret::{Secret, token_hash};
 use crate::testing::{Answer, Api, PASSWORD};
 
 async fn try_login(api: &Api, name: &str, password: &str) -> Answer {

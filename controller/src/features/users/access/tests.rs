@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::authz::RoleName;
-use crate::authz::actor::token_hash;
 use crate::core::db::args;
 use crate::core::event::Event;
+use crate::core::secret::token_hash;
 use crate::testing::{Answer, Api};
 
 const DAY: Duration = Duration::from_hours(24);
