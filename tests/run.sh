@@ -35,8 +35,8 @@ cargo test --workspace --locked --no-fail-fast "$@" 2>&1 | tee "$log" || status=
 
 step "summary"
 grep -E '^test .* (FAILED|ignored)' "$log" || true
-grep -E '^test result:' "$log" | tee /dev/stderr |
-    awk '{ passed += $4; failed += $6; ignored += $8 }
+grep -E '^test result:' "$log" |
+    awk '{ print; passed += $4; failed += $6; ignored += $8 }
          END { printf "test binaries: %d; passed: %d; failed: %d; ignored: %d\n", NR, passed, failed, ignored }'
 rm -f "$log"
 [ "$status" = 0 ] || echo "make test: FAILED"

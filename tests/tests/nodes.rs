@@ -31,7 +31,8 @@ async fn refusals(admin: &Client) -> u64 {
 
 /// Waits until a node's field has a value, and returns the node.
 async fn wait_node(admin: &Client, id: &str, field: &str, value: &Value) -> Value {
-    let deadline = Deadline::after(PATIENCE);
+    // A controller that has just started judges nobody for a minute.
+    let deadline = Deadline::after(2 * PATIENCE);
     loop {
         let node = admin.get(&format!("/nodes/{id}")).await;
         if node[field] == *value {
