@@ -7,6 +7,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -85,9 +86,7 @@ pub fn adopt(hami_dir: &Path, copies: &Path) -> Result<Library, LibraryError> {
     let sha256 = hex::encode(Sha256::digest(&data));
     let dir = copies.join(&sha256);
     let not_copied = |source| LibraryError::NotCopied { dir: copies.to_owned(), source };
-    if !dir.exists() {
-        copy(&data, copies, &dir).map_err(not_copied)?;
-    }
+    copy(&data, copies, &dir).map_err(not_copied)?;
     let copied = dir.join(FILE_NAME);
     if read(&copied)? != data {
         return Err(LibraryError::Changed { path: copied });
@@ -112,8 +111,17 @@ fn read(path: &Path) -> Result<Vec<u8>, LibraryError> {
     Ok(bytes)
 }
 
-/// Writes the copy under another name first, so that a power cut leaves a whole copy or none.
+/// Held while a copy is made: settings are tried beside the loop that takes a new library in, and both
+/// would write the same draft.
+static COPYING: Mutex<()> = Mutex::new(());
+
+/// Makes the copy unless it is there. It is written under another name first, so that a power cut
+/// leaves a whole copy or none.
 fn copy(data: &[u8], copies: &Path, dir: &Path) -> io::Result<()> {
+    let _turn = COPYING.lock().unwrap_or_else(PoisonError::into_inner);
+    if dir.exists() {
+        return Ok(());
+    }
     DirBuilder::new().recursive(true).mode(0o755).create(copies)?;
     let draft = copies.join(format!(".new-{}", std::process::id()));
     if draft.exists() {
@@ -176,6 +184,26 @@ mod tests {
         assert_eq!(mode(&library.dir.join(FILE_NAME)), 0o644);
         assert_eq!(fs::read_dir(state.path()).unwrap().count(), 1, "no draft is left");
         assert_eq!(adopt(hami.path(), state.path()).unwrap(), library, "adopting twice is fine");
+    }
+
+    #[test]
+    fn many_who_adopt_at_once_get_the_same_copy() {
+        let state = tempfile::tempdir().unwrap();
+        let hami = operator(b"one");
+
+        for round in 0..20 {
+            let copies = state.path().join(round.to_string());
+            let barrier = std::sync::Barrier::new(4);
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        barrier.wait();
+                        adopt(hami.path(), &copies).unwrap();
+                    });
+                }
+            });
+            assert_eq!(fs::read_dir(&copies).unwrap().count(), 1, "one copy and no draft");
+        }
     }
 
     #[test]
