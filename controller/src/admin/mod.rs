@@ -69,15 +69,16 @@ pub enum AuditCommand {
     Accept,
 }
 
-/// What a client asks.
+/// What a client asks. Words are appended and never reordered, as on the wire: a program that was
+/// replaced while the controller runs still speaks to it, and the benchmarks speak it too.
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
     ResetPassword { user: String },
-    Audit(AuditCommand),
     Exec { instance: String, argv: Vec<String>, pty: Option<PtySize> },
     Backup { file: PathBuf },
     Restore { file: PathBuf },
     RotateSecrets,
+    Audit(AuditCommand),
 }
 
 /// What the server answers.
@@ -85,12 +86,12 @@ enum Request {
 enum Reply {
     /// It was done; print this.
     Done(String),
-    /// It was done and found something wrong; print this and end with 1.
-    Wrong(String),
     /// It was not done; print this as an error.
     Failed(String),
     /// Exec frames follow.
     Opened,
+    /// It was done and found something wrong; print this and end with 1.
+    Wrong(String),
 }
 
 fn socket_path(data_dir: &Path) -> PathBuf {
