@@ -291,7 +291,8 @@ async fn agent(report: &mut Report, world: &mut World) {
     let running = world.admin.get("/instances?phase=running").await;
     assert_eq!(running["total"], CONTAINERS, "{running}");
     let node = world.admin.get(&format!("/nodes/{}", world.agent.node_id())).await;
-    let cards = node["gpus"].as_array().map_or(0, Vec::len);
+    let models = node["gpus"].as_array().into_iter().flatten();
+    let cards: u64 = models.filter_map(|model| model["count"].as_u64()).sum();
     let (cpu, rss) = watch(world.agent.process().pid(), WATCH).await;
     report.add(&Line {
         what: "agent: 8 cards, 20 containers, a sample every 5 s",
