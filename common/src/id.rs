@@ -68,3 +68,11 @@ id! {
     /// One start of an agent; the newest of two connections with the same node id wins.
     BootId
 }
+id! {
+    /// A terminal that is kept for somebody to come back to.
+    TerminalId
+}
+id! {
+    /// A port that leads somewhere.
+    ForwardId
+}

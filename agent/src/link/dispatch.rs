@@ -61,7 +61,7 @@ async fn serve<S: StreamService>(
     let first = frame::read::<StreamOpen, _>(&mut recv, Limit::OPEN);
     match tokio::time::timeout(PATIENCE, first).await {
         Ok(Ok(Some(open))) => {
-            if matches!(open, StreamOpen::Exec(_)) {
+            if matches!(open, StreamOpen::Exec(_) | StreamOpen::Terminal(_)) {
                 // Fails only for a stream that is closed already.
                 let _ = send.set_priority(PRIORITY_EXEC);
             }

@@ -143,7 +143,9 @@ async fn carry_input<R: AsyncRead + Unpin>(
             | ExecFrame::Stdout(_)
             | ExecFrame::Stderr(_)
             | ExecFrame::Exit { .. }
-            | ExecFrame::Failed { .. } => {}
+            | ExecFrame::Failed { .. }
+            | ExecFrame::Hangup
+            | ExecFrame::Position { .. } => {}
         }
     }
 }
@@ -206,24 +208,28 @@ async fn argv(
     container: &str,
     command: &Command,
 ) -> Result<Vec<String>, StreamError> {
-    let shell = match command {
+    let (shell, line) = match command {
         Command::Argv(argv) => return Ok(argv.clone()),
-        Command::Shell(shell) => shell,
+        Command::Shell(shell) => (*shell, None),
+        Command::Line(line) => (Shell::Bash, Some(line)),
     };
     let found = shells(docker, container).await?;
     let is_bash = |path: &&&str| path.ends_with("/bash");
     let bash = found.iter().find(is_bash);
     let sh = found.iter().find(|path| !is_bash(path));
-    match (shell, bash, sh) {
-        (Shell::Bash, Some(bash), _) | (Shell::Sh, Some(bash), None) => {
-            Ok(vec![(*bash).to_owned(), "-l".to_owned()])
-        }
-        (_, _, Some(sh)) => Ok(vec![(*sh).to_owned()]),
+    let (program, login) = match (shell, bash, sh) {
+        (Shell::Bash, Some(bash), _) | (Shell::Sh, Some(bash), None) => (*bash, Some("-l")),
+        (_, _, Some(sh)) => (*sh, None),
         (_, None, None) => {
             let message = "the image has neither bash nor sh; run a program of it instead";
-            Err(StreamError::Refused(StreamRefusal::BadRequest, message.to_owned()))
+            return Err(StreamError::Refused(StreamRefusal::BadRequest, message.to_owned()));
         }
-    }
+    };
+    let arguments = match line {
+        Some(line) => vec!["-c", line],
+        None => login.into_iter().collect(),
+    };
+    Ok(std::iter::once(program).chain(arguments).map(str::to_owned).collect())
 }
 
 fn environment(wanted: &Exec) -> Vec<(String, String)> {
@@ -239,9 +245,10 @@ fn check(wanted: &Exec) -> Result<(), StreamError> {
         |message: &str| Err(StreamError::Refused(StreamRefusal::BadRequest, message.to_owned()));
     let words: &[String] = match &wanted.command {
         Command::Argv(argv) => argv,
+        Command::Line(line) => std::slice::from_ref(line),
         Command::Shell(_) => &[],
     };
-    if matches!(wanted.command, Command::Argv(_)) && words.first().is_none_or(String::is_empty) {
+    if !matches!(wanted.command, Command::Shell(_)) && words.first().is_none_or(String::is_empty) {
         return refuse("the program's name is empty");
     }
     let bytes = words.iter().map(String::len).sum::<usize>()

@@ -76,12 +76,20 @@ impl Streams {
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
-        let kind = kind_of(&open);
+        let kind = open.kind();
         let served = match open {
             StreamOpen::Exec(wanted) => exec::serve(self, wanted, reader, &mut writer).await,
             StreamOpen::Logs(wanted) => logs::serve(self, wanted, &mut reader, &mut writer).await,
             StreamOpen::Pull(wanted) => pull::serve(self, wanted, &mut reader, &mut writer).await,
             StreamOpen::Check(settings) => check::serve(&*self.check, settings, &mut writer).await,
+            StreamOpen::Terminal(_)
+            | StreamOpen::Tcp(_)
+            | StreamOpen::Udp(_)
+            | StreamOpen::Sftp(_)
+            | StreamOpen::LogQuery(_) => {
+                let message = format!("this agent has no {kind}");
+                Err(StreamError::Refused(StreamRefusal::Unsupported, message))
+            }
         };
         match served {
             Ok(()) => {}
@@ -100,15 +108,6 @@ impl Streams {
 
     fn docker(&self) -> Arc<dyn Docker> {
         self.docker.current()
-    }
-}
-
-fn kind_of(open: &StreamOpen) -> &'static str {
-    match open {
-        StreamOpen::Exec(_) => "exec",
-        StreamOpen::Logs(_) => "logs",
-        StreamOpen::Pull(_) => "pull",
-        StreamOpen::Check(_) => "check",
     }
 }
 

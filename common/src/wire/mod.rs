@@ -54,7 +54,7 @@ pub const ALPN_JOIN: &[u8] = b"tianqi-join/1";
 /// they dial, so a controller may move.
 pub const SERVER_NAME: &str = "controller.tianqi.internal";
 /// The version this build speaks.
-pub const VERSION: Version = Version { major: 1, minor: 0 };
+pub const VERSION: Version = Version { major: 1, minor: 1 };
 
 /// Seconds between keep-alive packets of an idle connection.
 pub const KEEP_ALIVE_S: u64 = 5;

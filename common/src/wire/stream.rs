@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::desired::NodeSettings;
 use super::inventory::DockerEngine;
 use super::observed::DockerState;
-use crate::id::InstanceId;
+use crate::clock::UnixMillis;
+use crate::id::{InstanceId, TerminalId};
 
-/// What a work stream is for. Variants are appended: terminals, logs and pulls today.
+/// What a work stream is for. Variants are appended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StreamOpen {
     /// A program in an instance; both sides send [`ExecFrame`].
@@ -21,6 +22,60 @@ pub enum StreamOpen {
     Pull(Pull),
     /// Tries settings without keeping them; the agent sends one [`CheckReport`].
     Check(NodeSettings),
+    /// A program with a terminal that outlives its stream; both sides send [`ExecFrame`].
+    Terminal(Terminal),
+    /// A TCP connection made inside an instance; raw bytes each way, each half ended by itself.
+    Tcp(Dial),
+    /// One UDP flow made inside an instance; both sides send [`Datagram`].
+    Udp(Dial),
+    /// An SFTP server inside an instance; raw bytes of the SFTP protocol each way.
+    Sftp(Sftp),
+    /// An instance's output, chosen by time and text; the agent sends [`LogFrame`].
+    LogQuery(LogQuery),
+}
+
+impl StreamOpen {
+    /// The instance that the stream goes into; nothing for a stream that serves the node itself.
+    #[must_use]
+    pub fn instance(&self) -> Option<InstanceId> {
+        match self {
+            Self::Exec(exec) => Some(exec.instance),
+            Self::Logs(logs) => Some(logs.instance),
+            Self::Pull(_) | Self::Check(_) => None,
+            Self::Terminal(terminal) => Some(terminal.exec.instance),
+            Self::Tcp(dial) | Self::Udp(dial) => Some(dial.instance),
+            Self::Sftp(sftp) => Some(sftp.instance),
+            Self::LogQuery(query) => Some(query.instance),
+        }
+    }
+
+    /// The lowest minor version of the protocol whose agents understand this. To an older one it
+    /// would be a broken frame.
+    #[must_use]
+    pub fn since_minor(&self) -> u16 {
+        match self {
+            Self::Exec(Exec { command: Command::Line(_), .. }) => 1,
+            Self::Exec(_) | Self::Logs(_) | Self::Pull(_) | Self::Check(_) => 0,
+            Self::Terminal(_) | Self::Tcp(_) | Self::Udp(_) | Self::Sftp(_) | Self::LogQuery(_) => {
+                1
+            }
+        }
+    }
+
+    /// A word for logs.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Exec(_) => "exec",
+            Self::Logs(_) | Self::LogQuery(_) => "logs",
+            Self::Pull(_) => "pull",
+            Self::Check(_) => "check",
+            Self::Terminal(_) => "terminal",
+            Self::Tcp(_) => "tcp",
+            Self::Udp(_) => "udp",
+            Self::Sftp(_) => "sftp",
+        }
+    }
 }
 
 /// The agent's answer to [`StreamOpen`].
@@ -53,6 +108,10 @@ pub enum StreamRefusal {
     Docker,
     /// The request itself is wrong.
     BadRequest,
+    /// The kept terminal is gone: its program ended, or nobody came back in time.
+    Gone,
+    /// Nothing answers at that address and port, as seen from inside the instance.
+    ConnectFailed,
 }
 
 /// A program to run in an instance.
@@ -75,6 +134,8 @@ pub enum Command {
     Shell(Shell),
     /// A program and its arguments; never passed through a shell.
     Argv(Vec<String>),
+    /// A line for the account's shell, as an SSH server runs one (since minor version 1).
+    Line(String),
 }
 
 /// A shell that people ask for.
@@ -122,6 +183,74 @@ pub enum ExecFrame {
         /// One sentence.
         message: String,
     },
+    /// Ends the program of a kept terminal, which otherwise waits for somebody to come back
+    /// (controller to agent; since minor version 1).
+    Hangup,
+    /// Where the output that follows stands; the first frame of a [`Terminal`] (since minor 1).
+    Position {
+        /// Bytes that the program had shown before it.
+        offset: u64,
+    },
+}
+
+/// A program with a terminal that waits [`TERMINAL_KEPT_S`] for somebody to come back when its
+/// stream breaks. What it shows meanwhile is kept, the last [`TERMINAL_BACKLOG`] bytes of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// The program; it must have a terminal. When coming back only its size counts.
+    pub exec: Exec,
+    /// The terminal's name, chosen by who starts it.
+    pub id: TerminalId,
+    /// Nothing to start it; else come back, and show what follows this many bytes, or as much of it
+    /// as is kept. Whoever was there before is sent away.
+    pub resume: Option<u64>,
+}
+
+/// Seconds that a kept terminal waits for somebody to come back.
+pub const TERMINAL_KEPT_S: u64 = 600;
+/// Bytes of output that a kept terminal remembers.
+pub const TERMINAL_BACKLOG: usize = 256 << 10;
+
+/// A connection made from inside an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dial {
+    /// Where it is made.
+    pub instance: InstanceId,
+    /// Address or name, resolved inside the instance.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+/// One datagram of a [`StreamOpen::Udp`] flow; at most 65 507 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datagram(pub Bytes);
+
+/// A person's files inside an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sftp {
+    /// Whose.
+    pub instance: InstanceId,
+}
+
+/// Which output of an instance is wanted, by time and text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogQuery {
+    /// Whose.
+    pub instance: InstanceId,
+    /// Lines from the end; everything when nothing.
+    pub tail: Option<u32>,
+    /// Nothing older.
+    pub since: Option<UnixMillis>,
+    /// Nothing newer.
+    pub until: Option<UnixMillis>,
+    /// Whether to go on with what comes.
+    pub follow: bool,
+    /// Whether each line begins with its time.
+    pub timestamps: bool,
+    /// Only lines that hold this text, whatever its case; empty for every line. `tail` counts the
+    /// lines that match.
+    pub search: String,
 }
 
 /// Which output of an instance is wanted.

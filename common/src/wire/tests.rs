@@ -14,7 +14,9 @@ use super::desired::{NodeDesired, NodeSettings};
 use super::frame::{self, CHUNK, FrameError, Limit};
 use super::hello::{Hello, HelloReply, decode_with_version, split_version, with_version};
 use super::join::{JoinReply, JoinRequest, JoinToken};
-use super::stream::{CheckReport, ExecFrame, LogFrame, PullFrame, StreamOpen, StreamReply};
+use super::stream::{
+    CheckReport, Datagram, ExecFrame, LogFrame, PullFrame, StreamOpen, StreamReply,
+};
 use super::telemetry::SampleBatch;
 use super::{CloseCode, VERSION, Version};
 
@@ -59,6 +61,7 @@ fn every_message_keeps_its_bytes() {
     golden("stream-open", Limit::OPEN, &examples::opens());
     golden("stream-reply", Limit::OPEN, &examples::replies());
     golden("exec-frame", Limit::STREAM, &examples::exec_frames());
+    golden("datagram", Limit::STREAM, &examples::datagrams());
     golden("log-frame", Limit::STREAM, &examples::log_frames());
     golden("pull-frame", Limit::STREAM, &examples::pull_frames());
     golden("check-report", Limit::STREAM, &examples::check_reports());
@@ -166,6 +169,7 @@ fn decode_everything(bytes: &[u8]) {
     let _ = frame::decode::<StreamOpen>(bytes);
     let _ = frame::decode::<StreamReply>(bytes);
     let _ = frame::decode::<ExecFrame>(bytes);
+    let _ = frame::decode::<Datagram>(bytes);
     let _ = frame::decode::<LogFrame>(bytes);
     let _ = frame::decode::<PullFrame>(bytes);
     let _ = frame::decode::<CheckReport>(bytes);

@@ -118,12 +118,7 @@ impl Link {
         open: StreamOpen,
     ) -> Result<WorkStream, LinkError> {
         let instance = grant.resource();
-        let target = match &open {
-            StreamOpen::Exec(exec) => Some(exec.instance),
-            StreamOpen::Logs(logs) => Some(logs.instance),
-            StreamOpen::Pull(_) | StreamOpen::Check(_) => None,
-        };
-        if target != Some(instance.id) {
+        if open.instance() != Some(instance.id) {
             return Err(LinkError::WrongTarget(instance.id));
         }
         let node = instance.node.ok_or(LinkError::NotPlaced(instance.id))?;

@@ -32,5 +32,7 @@ fn refused(code: StreamRefusal, detail: String) -> Problem {
         StreamRefusal::Unsupported => Problem::conflict("unsupported", detail),
         StreamRefusal::Docker => Problem::unavailable("docker_failed", detail),
         StreamRefusal::BadRequest => Problem::invalid("bad_stream", detail),
+        StreamRefusal::Gone => Problem::conflict("terminal_gone", detail),
+        StreamRefusal::ConnectFailed => Problem::unavailable("connect_failed", detail),
     }
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::clock::UnixMillis;
-use crate::id::{BootId, InstanceId, NodeId};
+use crate::id::{BootId, InstanceId, NodeId, TerminalId};
 use crate::unit::{CorePercent, DiskGib, GpuMemoryMib, MemoryMib, Millicores};
 use crate::wire::Version;
 use crate::wire::control::{ToAgent, ToController};
@@ -295,7 +295,39 @@ pub fn opens() -> Vec<StreamOpen> {
         StreamOpen::Logs(Logs { instance: instance(1), tail: 100, follow: true, timestamps: true }),
         StreamOpen::Pull(Pull { image: "a/b:c".into(), credentials: Some(credentials) }),
         StreamOpen::Check(settings()),
+        exec(Command::Line("ls *.txt".into()), None),
+        terminal(None),
+        terminal(Some(70_000)),
+        StreamOpen::Tcp(Dial { instance: instance(1), host: "localhost".into(), port: 8888 }),
+        StreamOpen::Udp(Dial { instance: instance(1), host: "::1".into(), port: 53 }),
+        StreamOpen::Sftp(Sftp { instance: instance(1) }),
+        StreamOpen::LogQuery(LogQuery {
+            instance: instance(1),
+            tail: Some(100),
+            since: Some(UnixMillis(1)),
+            until: None,
+            follow: false,
+            timestamps: true,
+            search: "error".into(),
+        }),
     ]
+}
+
+fn terminal(resume: Option<u64>) -> StreamOpen {
+    StreamOpen::Terminal(Terminal {
+        exec: Exec {
+            instance: instance(1),
+            command: Command::Shell(Shell::Bash),
+            pty: Some(PtySize { cols: 80, rows: 24 }),
+            env: Vec::new(),
+        },
+        id: TerminalId(Uuid::from_u128(9)),
+        resume,
+    })
+}
+
+pub fn datagrams() -> Vec<Datagram> {
+    vec![Datagram(Bytes::from_static(b"ping")), Datagram(Bytes::new())]
 }
 
 pub fn replies() -> Vec<StreamReply> {
@@ -306,6 +338,8 @@ pub fn replies() -> Vec<StreamReply> {
         StreamRefusal::Unsupported,
         StreamRefusal::Docker,
         StreamRefusal::BadRequest,
+        StreamRefusal::Gone,
+        StreamRefusal::ConnectFailed,
     ];
     let refused = codes.map(|code| StreamReply::Refused { code, message: "no".into() });
     std::iter::once(StreamReply::Open).chain(refused).collect()
@@ -321,6 +355,8 @@ pub fn exec_frames() -> Vec<ExecFrame> {
         ExecFrame::Signal("INT".into()),
         ExecFrame::Exit { code: -1 },
         ExecFrame::Failed { message: "gone".into() },
+        ExecFrame::Hangup,
+        ExecFrame::Position { offset: 1 << 40 },
     ]
 }
 

@@ -139,7 +139,12 @@ pub(super) fn from_agent(frame: ExecFrame) -> Shown {
         ExecFrame::Stdout(bytes) | ExecFrame::Stderr(bytes) => Shown::Bytes(bytes),
         ExecFrame::Exit { code } => Shown::Last(ToBrowser::Exit { code }),
         ExecFrame::Failed { message } => Shown::Last(ToBrowser::error("failed", message)),
-        ExecFrame::Stdin(_) | ExecFrame::StdinEnd | ExecFrame::Resize(_) | ExecFrame::Signal(_) => {
+        ExecFrame::Stdin(_)
+        | ExecFrame::StdinEnd
+        | ExecFrame::Resize(_)
+        | ExecFrame::Signal(_)
+        | ExecFrame::Hangup
+        | ExecFrame::Position { .. } => {
             Shown::Last(ToBrowser::error("failed", "the agent sent what only it may receive"))
         }
     }

@@ -10,9 +10,9 @@ use tianqi_common::wire::control::{ToAgent, ToController};
 use tianqi_common::wire::desired::{NodeDesired, NodeSettings};
 use tianqi_common::wire::frame::{self, FrameError, Limit};
 use tianqi_common::wire::hello::HelloReply;
-use tianqi_common::wire::stream::{StreamOpen, StreamReply};
+use tianqi_common::wire::stream::{StreamOpen, StreamRefusal, StreamReply};
 use tianqi_common::wire::telemetry::SampleBatch;
-use tianqi_common::wire::{CloseCode, IDLE_TIMEOUT_S};
+use tianqi_common::wire::{CloseCode, IDLE_TIMEOUT_S, Version};
 use tokio::sync::{mpsc, watch};
 
 use super::enroll;
@@ -37,6 +37,8 @@ pub(in crate::link) struct Connected {
     pub(super) node: NodeId,
     pub(super) boot: BootId,
     started_at: UnixMillis,
+    /// The version that both sides speak.
+    version: Version,
     quic: Connection,
     desired: watch::Sender<Option<NodeDesired>>,
     settings: watch::Sender<Option<NodeSettings>>,
@@ -85,6 +87,14 @@ impl Connected {
     }
 
     pub(in crate::link) async fn open(&self, open: StreamOpen) -> Result<WorkStream, LinkError> {
+        if self.version.minor < open.since_minor() {
+            let message = format!(
+                "the agent of this node speaks {}, which has no {}; upgrade it",
+                self.version,
+                open.kind()
+            );
+            return Err(LinkError::Refused { code: StreamRefusal::Unsupported, message });
+        }
         match tokio::time::timeout(OPEN_TIMEOUT, self.open_unhurried(open)).await {
             Ok(opened) => opened,
             Err(_) => Err(LinkError::TimedOut(OPEN_TIMEOUT.as_secs())),
@@ -95,8 +105,14 @@ impl Connected {
         let (mut send, mut recv) =
             self.quic.open_bi().await.map_err(|error| LinkError::Lost(error.into()))?;
         let priority = match open {
-            StreamOpen::Exec(_) => PRIORITY_EXEC,
-            StreamOpen::Logs(_) | StreamOpen::Pull(_) | StreamOpen::Check(_) => PRIORITY_BULK,
+            StreamOpen::Exec(_) | StreamOpen::Terminal(_) => PRIORITY_EXEC,
+            StreamOpen::Logs(_)
+            | StreamOpen::LogQuery(_)
+            | StreamOpen::Pull(_)
+            | StreamOpen::Check(_)
+            | StreamOpen::Tcp(_)
+            | StreamOpen::Udp(_)
+            | StreamOpen::Sftp(_) => PRIORITY_BULK,
         };
         // Fails only for a stream that is closed, which the write below reports.
         let _ = send.set_priority(priority);
@@ -199,6 +215,7 @@ fn connected(
         node: greeted.hello.node,
         boot: greeted.hello.boot,
         started_at: greeted.hello.started_at,
+        version: greeted.version,
         quic: quic.clone(),
         desired,
         settings,
