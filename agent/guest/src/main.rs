@@ -14,12 +14,14 @@
 //! The container's user owns every process of it and may do with them what they like.
 
 mod pid1;
+mod serve;
 
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: tianqi-guest hold | init -- PROGRAM [ARGUMENT…] | version";
+const USAGE: &str =
+    "usage: tianqi-guest hold | init -- PROGRAM [ARGUMENT…] | serve | tcp HOST PORT | version";
 
 const BAD_USAGE: u8 = 2;
 
@@ -35,6 +37,8 @@ fn main() -> ExitCode {
             };
             pid1::init(&argv)
         }
+        Some("serve") => serve::run(),
+        Some("tcp") => tcp(&rest.collect::<Vec<_>>()),
         Some("version") => {
             say(&format!("tianqi-guest {}", env!("CARGO_PKG_VERSION")));
             0
@@ -45,6 +49,18 @@ fn main() -> ExitCode {
         }
     };
     ExitCode::from(code)
+}
+
+/// Carries bytes between a TCP server and standard input and output.
+fn tcp(arguments: &[OsString]) -> u8 {
+    let words: Vec<_> = arguments.iter().filter_map(|word| word.to_str()).collect();
+    if let [host, port] = words.as_slice()
+        && let Ok(port) = port.parse()
+    {
+        return serve::tcp_on_stdio(host, port);
+    }
+    complain(USAGE);
+    BAD_USAGE
 }
 
 fn say(line: &str) {
