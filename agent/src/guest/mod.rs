@@ -33,8 +33,9 @@ use door::Door;
 /// The folders' place in the agent's data directory.
 pub const FOLDER: &str = "guests";
 
-/// How long a guest may take to answer a stream; a connection that it makes may take 8 s.
-const REPLY: Duration = Duration::from_secs(9);
+/// How long a guest may take to answer a stream, and a stream for which it connects to a server.
+const REPLY: Duration = Duration::from_secs(3);
+const REPLY_DIAL: Duration = Duration::from_secs(9);
 /// How long a guest may take to dial, once asked or started.
 const DIAL: Duration = Duration::from_secs(3);
 /// How long starting one may take.
@@ -208,7 +209,17 @@ async fn ask(door: &Door, open: &StreamOpen) -> Result<Answer, NoGuest> {
         frame::write(&mut stream, open, Limit::OPEN).await?;
         frame::read::<StreamReply, _>(&mut stream, Limit::OPEN).await
     };
-    match tokio::time::timeout(REPLY, reply).await {
+    let patience = match open {
+        StreamOpen::Tcp(_) | StreamOpen::Udp(_) => REPLY_DIAL,
+        StreamOpen::Exec(_)
+        | StreamOpen::Terminal(_)
+        | StreamOpen::Sftp(_)
+        | StreamOpen::Logs(_)
+        | StreamOpen::LogQuery(_)
+        | StreamOpen::Pull(_)
+        | StreamOpen::Check(_) => REPLY,
+    };
+    match tokio::time::timeout(patience, reply).await {
         Ok(Ok(Some(StreamReply::Open))) => Ok(Answer::Open(stream)),
         Ok(Ok(Some(StreamReply::Refused { code, message }))) => {
             Ok(Answer::Refused(code, message.chars().take(SAID).collect()))

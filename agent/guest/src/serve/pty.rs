@@ -77,9 +77,11 @@ fn winsize(size: PtySize) -> Winsize {
     Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
+#[allow(unsafe_code, reason = "the runtime must be told that the file keeps its descriptor")]
 fn nonblocking(fd: OwnedFd) -> io::Result<AsyncFd<std::fs::File>> {
     let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
     fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    Ok(AsyncFd::register(std::fs::File::from(fd))?)
+    // SAFETY: a file returns the same open descriptor for as long as it lives.
+    Ok(unsafe { AsyncFd::register(std::fs::File::from(fd)) }?)
 }
