@@ -34,6 +34,16 @@ pub(crate) fn write_all(mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether nobody can read what is written any more; half a socket that is closed does not count.
+pub(crate) fn is_reader_gone() -> bool {
+    let output = io::stdout();
+    let mut polled = [PollFd::new(output.as_fd(), PollFlags::empty())];
+    match poll(&mut polled, PollTimeout::ZERO) {
+        Ok(told) => told > 0,
+        Err(_) => false,
+    }
+}
+
 fn wait_or(error: Errno, fd: BorrowedFd<'_>, ready: PollFlags) -> io::Result<()> {
     match error {
         Errno::EINTR => Ok(()),

@@ -266,7 +266,7 @@ fn what_the_user_may_not_do_is_said() {
         if nix::unistd::geteuid().is_root() {
             command.uid(65_534).gid(65_534);
         } else {
-            fs::set_permissions(sides.home("secret"), fs::Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(sides.home("secret"), fs::Permissions::from_mode(0o0)).unwrap();
             fs::set_permissions(sides.home.path(), fs::Permissions::from_mode(0o555)).unwrap();
         }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();

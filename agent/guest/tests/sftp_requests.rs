@@ -2,18 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod client;
 mod tree;
 
 use std::fs;
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use tempfile::TempDir;
+
+use self::client::{Client, word};
 
 const GUEST: &str = env!("CARGO_BIN_EXE_tianqi-guest");
 
@@ -24,155 +23,6 @@ const DENIED: u32 = 3;
 const FAILURE: u32 = 4;
 const BAD_MESSAGE: u32 = 5;
 const UNSUPPORTED: u32 = 8;
-
-/// A client at the other end of one socket, which the guest has as both its input and output.
-struct Client {
-    socket: UnixStream,
-    guest: Child,
-    home: TempDir,
-    next: u32,
-}
-
-#[derive(Debug)]
-struct Reply {
-    kind: u8,
-    body: Vec<u8>,
-}
-
-impl Reply {
-    /// The code of a status; 1000 and the kind for another reply.
-    fn code(&self) -> u32 {
-        if self.kind == 101 { word(&self.body) } else { 1000 + u32::from(self.kind) }
-    }
-
-    fn handle(&self) -> &[u8] {
-        assert_eq!(self.kind, 102, "{self:?}");
-        &self.body[4..]
-    }
-
-    /// The name in a reply with one.
-    fn name(&self) -> PathBuf {
-        assert_eq!(self.kind, 104, "{self:?}");
-        let length = word(&self.body[4..]) as usize;
-        PathBuf::from(String::from_utf8(self.body[8..8 + length].to_vec()).unwrap())
-    }
-}
-
-fn word(bytes: &[u8]) -> u32 {
-    u32::from_be_bytes(bytes[..4].try_into().unwrap())
-}
-
-/// Puts fields together: numbers by themselves, bytes after their length.
-macro_rules! fields {
-    ($($field:expr),* $(,)?) => {{
-        let mut bytes = Vec::<u8>::new();
-        $(Field::put(&$field, &mut bytes);)*
-        bytes
-    }};
-}
-
-trait Field {
-    fn put(&self, bytes: &mut Vec<u8>);
-}
-
-impl Field for u32 {
-    fn put(&self, bytes: &mut Vec<u8>) {
-        bytes.extend_from_slice(&self.to_be_bytes());
-    }
-}
-
-impl Field for u64 {
-    fn put(&self, bytes: &mut Vec<u8>) {
-        bytes.extend_from_slice(&self.to_be_bytes());
-    }
-}
-
-impl Field for &[u8] {
-    fn put(&self, bytes: &mut Vec<u8>) {
-        bytes.extend_from_slice(&u32::try_from(self.len()).unwrap().to_be_bytes());
-        bytes.extend_from_slice(self);
-    }
-}
-
-impl Field for &str {
-    fn put(&self, bytes: &mut Vec<u8>) {
-        self.as_bytes().put(bytes);
-    }
-}
-
-impl Client {
-    fn new() -> Self {
-        Self::with(GUEST.as_ref(), TempDir::new().unwrap(), None)
-    }
-
-    fn with(program: &Path, home: TempDir, user: Option<u32>) -> Self {
-        let (socket, far) = UnixStream::pair().unwrap();
-        // As a caller leaves it that waits for many sockets at once.
-        far.set_nonblocking(true).unwrap();
-        let mut command = Command::new(program);
-        command.arg("sftp").env("HOME", home.path());
-        if let Some(user) = user {
-            command.uid(user).gid(user);
-        }
-        let guest = command
-            .stdin(Stdio::from(OwnedFd::from(far.try_clone().unwrap())))
-            .stdout(Stdio::from(OwnedFd::from(far)))
-            .spawn()
-            .unwrap();
-        let mut client = Self { socket, guest, home, next: 0 };
-        client.send(1, &3_u32.to_be_bytes());
-        assert_eq!(client.receive().0, 2);
-        client
-    }
-
-    fn home(&self, name: &str) -> PathBuf {
-        self.home.path().join(name)
-    }
-
-    fn send(&mut self, kind: u8, body: &[u8]) {
-        let mut packet = u32::try_from(body.len() + 1).unwrap().to_be_bytes().to_vec();
-        packet.push(kind);
-        packet.extend_from_slice(body);
-        self.socket.write_all(&packet).unwrap();
-    }
-
-    fn receive(&mut self) -> (u8, Vec<u8>) {
-        let mut length = [0; 4];
-        self.socket.read_exact(&mut length).unwrap();
-        let mut packet = vec![0; u32::from_be_bytes(length) as usize];
-        self.socket.read_exact(&mut packet).unwrap();
-        (packet[0], packet[1..].to_vec())
-    }
-
-    fn ask(&mut self, kind: u8, body: &[u8]) -> Reply {
-        self.next += 1;
-        let numbered = [self.next.to_be_bytes().as_slice(), body].concat();
-        self.send(kind, &numbered);
-        let (kind, body) = self.receive();
-        assert_eq!(word(&body), self.next);
-        Reply { kind, body: body[4..].to_vec() }
-    }
-
-    fn open(&mut self, path: &str, flags: u32) -> Reply {
-        self.ask(3, &fields!(path, flags, 0_u32))
-    }
-
-    fn extended(&mut self, name: &str, body: &[u8]) -> Reply {
-        self.ask(200, &[fields!(name).as_slice(), body].concat())
-    }
-
-    fn leave(mut self) {
-        self.socket.shutdown(std::net::Shutdown::Write).unwrap();
-        assert_eq!(self.guest.wait().unwrap().code(), Some(0));
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.guest.kill();
-        let _ = self.guest.wait();
-    }
-}
 
 const READ: u32 = 1;
 const WRITE: u32 = 2;
@@ -394,7 +244,7 @@ fn what_the_user_may_not_do_is_denied() {
     let guest = home.path().join("guest");
     fs::copy(GUEST, &guest).unwrap();
     fs::write(home.path().join("secret"), "x").unwrap();
-    fs::set_permissions(home.path().join("secret"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(home.path().join("secret"), fs::Permissions::from_mode(0o0)).unwrap();
     fs::set_permissions(home.path(), fs::Permissions::from_mode(0o555)).unwrap();
     // Root may do everything, so the guest runs as somebody else.
     let user = nix::unistd::geteuid().is_root().then_some(65_534);
@@ -473,4 +323,30 @@ fn packets_may_come_in_any_pieces_and_many_at_once() {
     }
     writing.join().unwrap();
     client.leave();
+}
+
+#[test]
+fn copies_end_with_the_file_or_with_the_client() {
+    let mut client = Client::new();
+    let content = tree::bytes(700_000, 5);
+    fs::write(client.home("a"), &content).unwrap();
+    let from = client.open("a", READ).handle().to_vec();
+    let to = client.open("b", WRITE | CREATE).handle().to_vec();
+    let (from, to) = (from.as_slice(), to.as_slice());
+
+    let copied = fields!(from, 100_000_u64, 0_u64, to, 10_u64);
+    assert_eq!(client.extended("copy-data", &copied).code(), OK);
+    assert_eq!(client.extended("copy-data", &fields!(from, 0_u64, 3_u64, to, 0_u64)).code(), OK);
+    let same = fields!(from, 0_u64, 0_u64, from, 0_u64);
+    assert_eq!(client.extended("copy-data", &same).code(), BAD_MESSAGE);
+
+    let copy = fs::read(client.home("b")).unwrap();
+    assert!(copy[..3] == content[..3] && copy[3..10] == [0; 7]);
+    assert!(copy[10..] == content[100_000..]);
+
+    let from = client.open("/dev/zero", READ).handle().to_vec();
+    let to = client.open("/dev/null", WRITE).handle().to_vec();
+    let (from, to) = (from.as_slice(), to.as_slice());
+    client.send(200, &fields!(1_u32, "copy-data", from, 0_u64, 0_u64, to, 0_u64));
+    assert_eq!(client.vanish(), Some(1));
 }

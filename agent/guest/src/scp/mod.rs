@@ -5,6 +5,7 @@
 //! one byte that says whether it may (0), and after 1 or 2 a message.
 
 mod receive;
+mod record;
 mod send;
 mod wire;
 

@@ -13,9 +13,9 @@ use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags};
 use nix::sys::stat::{fchmod, fchmodat, futimens, umask, utimensat};
-use nix::sys::time::TimeSpec;
 
 use super::Options;
+use super::record::{Record, Times};
 use super::wire::{Stop, Wire};
 
 /// What the owner may do with a directory while it is filled, and with a file while it is written.
@@ -50,12 +50,6 @@ struct Level {
     times: Option<Times>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Times {
-    modified: TimeSpec,
-    accessed: TimeSpec,
-}
-
 struct Receiver<'a> {
     wire: &'a mut Wire,
     options: Options,
@@ -79,7 +73,7 @@ impl Receiver<'_> {
             };
             match first {
                 b'T' => {
-                    let times = parse_times(&line).ok_or(Stop::Protocol("bad times"))?;
+                    let times = Times::parse(&line).ok_or(Stop::Protocol("bad times"))?;
                     self.times = Some(times);
                     self.wire.accept()?;
                 }
@@ -218,96 +212,4 @@ fn open(path: &Path, mode: u32) -> io::Result<File> {
         .mode(mode)
         .custom_flags(flags)
         .open(path)
-}
-
-/// A line that announces a file or a directory: `0644 123 name`.
-#[derive(Debug, PartialEq, Eq)]
-struct Record<'a> {
-    mode: u32,
-    size: u64,
-    name: &'a [u8],
-}
-
-impl<'a> Record<'a> {
-    fn parse(line: &'a [u8]) -> Result<Self, Stop> {
-        let mut parts = line.splitn(3, |byte| *byte == b' ');
-        let mode = parts
-            .next()
-            .filter(|digits| digits.len() == 4)
-            .and_then(|digits| u32::from_str_radix(unsigned(digits)?, 8).ok())
-            .ok_or(Stop::Protocol("bad mode"))?;
-        let size = parts
-            .next()
-            .and_then(|digits| unsigned(digits)?.parse().ok())
-            .ok_or(Stop::Protocol("size not delimited"))?;
-        let name = parts.next().unwrap_or_default();
-        let leads_elsewhere = matches!(name, b"" | b"." | b"..");
-        if leads_elsewhere || name.contains(&b'/') || name.contains(&0) {
-            return Err(Stop::Protocol("unexpected filename"));
-        }
-        Ok(Self { mode, size, name })
-    }
-}
-
-/// Returns digits as text: what a number could begin with otherwise, a sign, is no digit.
-fn unsigned(digits: &[u8]) -> Option<&str> {
-    let text = std::str::from_utf8(digits).ok()?;
-    text.bytes().all(|byte| byte.is_ascii_digit()).then_some(text)
-}
-
-/// Takes `MODIFIED MICROSECONDS ACCESSED MICROSECONDS`.
-fn parse_times(line: &[u8]) -> Option<Times> {
-    let mut numbers =
-        line.split(|byte| *byte == b' ').map(|digits| unsigned(digits)?.parse::<i64>().ok());
-    let mut next = || numbers.next().flatten();
-    let mut time = || {
-        let (seconds, micros) = (next()?, next()?);
-        (micros < 1_000_000).then(|| TimeSpec::new(seconds, micros * 1000))
-    };
-    let (modified, accessed) = (time()?, time()?);
-    numbers.next().is_none().then_some(Times { modified, accessed })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn record_takes_names_with_spaces_and_no_names_that_lead_elsewhere() {
-        let record = Record::parse(b"0644 18446744073709551615 a b").unwrap();
-        assert_eq!(record, Record { mode: 0o644, size: u64::MAX, name: b"a b" });
-
-        for line in [
-            "0644 1 ..",
-            "0644 1 .",
-            "0644 1 ",
-            "0644 1",
-            "0644 1 a/b",
-            "0644 1 /etc",
-            "0644 1 a\0b",
-            "644 1 a",
-            "0888 1 a",
-            "+644 1 a",
-            "0644 -1 a",
-            "0644 +1 a",
-            "0644  a",
-            "0644 18446744073709551616 a",
-            "",
-        ] {
-            assert!(Record::parse(line.as_bytes()).is_err(), "{line}");
-        }
-    }
-
-    #[test]
-    fn parse_times_takes_four_numbers() {
-        let times = parse_times(b"1700000000 5 1600000000 0").unwrap();
-
-        assert_eq!(times.modified, TimeSpec::new(1_700_000_000, 5000));
-        assert_eq!(times.accessed, TimeSpec::new(1_600_000_000, 0));
-        for line in
-            ["", "1 0 1", "1 0 1 0 1", "1 1000000 1 0", "-1 0 1 0", "99999999999999999999 0 1 0"]
-        {
-            assert_eq!(parse_times(line.as_bytes()), None, "{line}");
-        }
-    }
 }

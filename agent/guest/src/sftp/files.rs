@@ -10,6 +10,7 @@ use super::Server;
 use super::attributes::{Attributes, Target, write};
 use super::handles::Handle;
 use super::packet::{Fields, MAX_DATA, Refused, reply};
+use crate::stdio;
 
 const READ: u32 = 0x1;
 const WRITE: u32 = 0x2;
@@ -112,6 +113,10 @@ fn copy(
     let mut buffer = vec![0; COPY_BYTES];
     let mut copied = 0_u64;
     while copied < length {
+        // A source without an end is copied for as long as somebody waits for it.
+        if stdio::is_reader_gone() {
+            return Err(Errno::EPIPE.into());
+        }
         let wanted = usize::try_from(length - copied).unwrap_or(COPY_BYTES).min(COPY_BYTES);
         let space = buffer.get_mut(..wanted).unwrap_or_default();
         let count = from.read_at(space, from_offset.saturating_add(copied))?;
