@@ -23,7 +23,8 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: tianqi-guest hold | init -- PROGRAM [ARGUMENT…] | serve | sftp | scp -t|-f … | tcp HOST PORT | version";
+const USAGE: &str = "usage: tianqi-guest hold | init -- PROGRAM [ARGUMENT…] | serve | sftp | \
+    scp -t|-f PATH… | tcp HOST PORT | version";
 
 const BAD_USAGE: u8 = 2;
 
