@@ -14,14 +14,17 @@
 //! The container's user owns every process of it and may do with them what they like.
 
 mod pid1;
+mod scp;
 mod serve;
+mod sftp;
+mod stdio;
 
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-const USAGE: &str =
-    "usage: tianqi-guest hold | init -- PROGRAM [ARGUMENT…] | serve | tcp HOST PORT | version";
+const USAGE: &str = "usage: tianqi-guest hold | init -- PROGRAM [ARGUMENT…] | serve | sftp | \
+    scp -t|-f PATH… | tcp HOST PORT | version";
 
 const BAD_USAGE: u8 = 2;
 
@@ -39,6 +42,8 @@ fn main() -> ExitCode {
         }
         Some("serve") => serve::run(),
         Some("tcp") => tcp(&rest.collect::<Vec<_>>()),
+        Some("sftp") => sftp::run(),
+        Some("scp") => scp::run(&rest.collect::<Vec<_>>()),
         Some("version") => {
             say(&format!("tianqi-guest {}", env!("CARGO_PKG_VERSION")));
             0
