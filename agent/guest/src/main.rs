@@ -13,6 +13,7 @@
 //!
 //! The container's user owns every process of it and may do with them what they like.
 
+mod home;
 mod pid1;
 mod scp;
 mod serve;

@@ -37,7 +37,7 @@ impl Sides {
     /// Runs lines in OpenSSH's client, which speaks to the guest over one socket.
     fn sftp(&self, lines: &str) -> Output {
         let mut child = Command::new("sftp")
-            .args(["-q", "-b", "-", "-D", &format!("{GUEST} sftp")])
+            .args(["-q", "-b", "-", "-D", &format!("env -C / {GUEST} sftp")])
             .current_dir(self.local.path())
             .env("HOME", self.home.path())
             .stdin(Stdio::piped())
@@ -205,6 +205,7 @@ fn guest_ends_with_zero_when_the_client_leaves_and_with_one_after_nonsense() {
         let home = TempDir::new().unwrap();
         let mut child = Command::new(GUEST)
             .arg("sftp")
+            .current_dir("/")
             .env("HOME", home.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

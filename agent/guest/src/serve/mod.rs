@@ -24,7 +24,7 @@ use tianqi_common::wire::guest::{CONNECTED, GUEST_VERSION, GuestHello, RUN, SOCK
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 
-use crate::complain;
+use crate::{complain, home};
 use terminals::Terminals;
 
 /// How long the agent is waited for between two attempts, at first and at most.
@@ -49,6 +49,7 @@ pub(crate) fn run() -> u8 {
         Ok(daemon::Side::Daemon) => {}
         Err(error) => return fail("a process of its own", &error),
     }
+    home::begin();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
         Ok(runtime) => runtime.block_on(serve(socket)),

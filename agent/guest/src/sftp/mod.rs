@@ -25,7 +25,7 @@ use tianqi_common::clock::{Clock, SystemClock};
 use self::accounts::Accounts;
 use self::handles::Handles;
 use self::packet::{Fields, MAX_PACKET, Refused, Replies, VERSION, reply, request};
-use crate::{complain, stdio};
+use crate::{complain, home, stdio};
 
 /// Replies are written at the latest when this many bytes wait.
 const FLUSH_AT: usize = 256 * 1024;
@@ -37,7 +37,7 @@ const LENGTH_BYTES: usize = 4;
 
 /// Serves one client until it leaves. Returns 0 then, and 1 when it does not speak SFTP.
 pub(crate) fn run() -> u8 {
-    let mut server = Server::new(go_home(), &SystemClock::new());
+    let mut server = Server::new(home::begin(), &SystemClock::new());
     match serve(&mut server) {
         Ok(()) => 0,
         Err(error) => {
@@ -45,15 +45,6 @@ pub(crate) fn run() -> u8 {
             1
         }
     }
-}
-
-/// Goes to the user's home, where paths begin, and returns it.
-fn go_home() -> PathBuf {
-    // A home that is missing or closed leaves the working directory.
-    if let Some(home) = std::env::var_os("HOME").filter(|home| !home.is_empty()) {
-        let _ = std::env::set_current_dir(home);
-    }
-    std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"))
 }
 
 fn serve(server: &mut Server) -> io::Result<()> {

@@ -103,7 +103,7 @@ impl Client {
         // As a caller leaves it that waits for many sockets at once.
         far.set_nonblocking(true).unwrap();
         let mut command = Command::new(program);
-        command.arg("sftp").env("HOME", home.path());
+        command.arg("sftp").current_dir("/").env("HOME", home.path());
         if let Some(user) = user {
             command.uid(user).gid(user);
         }
