@@ -58,7 +58,8 @@ else
 fi
 
 step "architecture"
-cargo test -p tianqi-tests --locked --test architecture
+# The whole workspace is named, so that what is built here is what make test builds.
+cargo test --workspace --locked --test architecture
 
 echo
 echo "make check: ok"

@@ -22,8 +22,7 @@ eval "$(tests/services.sh start)"
 
 step "programs"
 TIANQI_TEST_BINARIES=${CARGO_TARGET_DIR:-$PWD/target}/test-binaries
-deploy/local/build.sh "$TIANQI_TEST_BINARIES"
-cargo build -p tianqi-fake-nvml -p tianqi-stub-vgpu --locked
+deploy/local/build.sh "$TIANQI_TEST_BINARIES" --tests
 export TIANQI_TEST_BINARIES
 
 step "tests"

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # Builds the three programs and lays them side by side in a folder.
 #
-#   deploy/local/build.sh FOLDER [--release]
+#   deploy/local/build.sh FOLDER [--release | --tests]
+#
+# --tests builds the whole workspace with its tests in one go: packages built one by one have other
+# features, and the same crates would be compiled twice.
 #
 # tianqi-guest is linked statically, so that it runs in any image. The flag is given to this one
 # binary only; its dependencies stay those of the other programs.
@@ -19,8 +22,13 @@ lay() {
     mv "$folder/.$1.new" "$folder/$1"
 }
 
-cargo build --locked "$@" -p tianqi-controller -p tianqi-agent \
-    --bin tianqi-controller --bin tianqi-agent
+if [ "${1:-}" = --tests ]; then
+    shift
+    cargo build --locked --workspace --lib --bins --tests
+else
+    cargo build --locked "$@" -p tianqi-controller -p tianqi-agent \
+        --bin tianqi-controller --bin tianqi-agent
+fi
 lay tianqi-controller
 lay tianqi-agent
 cargo rustc --locked "$@" -p tianqi-guest --bin tianqi-guest -- -C target-feature=+crt-static

@@ -39,10 +39,10 @@ pub fn broken(engine: &Dockerd) -> &'static str {
     import(engine, "tianqi/broken:1", "CMD [\"/bin/does-not-exist\"]", &busybox_tar())
 }
 
-/// Imports a minimal Debian (glibc, bash, su) that idles. Making it takes a Debian mirror and
-/// about a minute, once for each target folder.
+/// Imports a minimal Debian (glibc, bash, su, perl, vim, tmux, rsync; no SSH of any kind) that
+/// idles. Making it takes a Debian mirror and about a minute, once for each target folder.
 pub fn debian(engine: &Dockerd) -> &'static str {
-    import(engine, "tianqi/debian:12", IDLE, &debian_tar())
+    import(engine, "tianqi/debian:12-2", IDLE, &debian_tar())
 }
 
 /// Returns the tar archive that [`busybox`] is imported from.
@@ -74,10 +74,10 @@ pub fn busybox_tar() -> PathBuf {
 
 /// Returns the tar archive that [`debian`] is imported from.
 pub fn debian_tar() -> PathBuf {
-    cached("debian-12.tar", |path| {
+    cached("debian-12-2.tar", |path| {
         run(Command::new("mmdebstrap")
             .args(["--variant=minbase", "--dpkgopt=path-exclude=/usr/share/doc/*"])
-            .args(["--format=tar", "bookworm"])
+            .args(["--include=vim-tiny,tmux,rsync", "--format=tar", "bookworm"])
             .arg(path));
     })
 }
