@@ -131,6 +131,23 @@ impl Decoder {
         Self::Frames { kind: OutputKind::Stdout, left: 0 }
     }
 
+    /// The same by whole frames. One that is longer than any message of Docker's is handed on in pieces
+    /// all the same.
+    pub(super) fn take_whole(
+        &mut self,
+        buffer: &mut BytesMut,
+    ) -> Result<Option<Output>, DockerError> {
+        if let (Self::Frames { left: 0, .. }, Some([_, _, _, _, a, b, c, d])) =
+            (&*self, buffer.first_chunk::<8>())
+        {
+            let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+            if length <= PIECE && buffer.len() < 8 + length {
+                return Ok(None);
+            }
+        }
+        self.take(buffer)
+    }
+
     /// Returns the next piece of `buffer`; nothing when more bytes are needed. A frame is handed on
     /// as it arrives, so that its length never makes the buffer grow.
     pub(super) fn take(&mut self, buffer: &mut BytesMut) -> Result<Option<Output>, DockerError> {

@@ -3,11 +3,16 @@
 //! A stream answers with one [`StreamReply`] and then carries its kind's own frames. Its two halves
 //! are any byte streams, so that everything here is tested without a network.
 
+mod batch;
 mod check;
 mod exec;
 mod logs;
+#[cfg(test)]
+mod logs_tests;
 mod pull;
+mod search;
 mod slots;
+mod tail;
 
 use std::sync::Arc;
 
@@ -16,7 +21,7 @@ use tianqi_common::id::InstanceId;
 use tianqi_common::wire::frame::{self, FrameError, Limit};
 use tianqi_common::wire::stream::{StreamOpen, StreamRefusal, StreamReply};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::docker::{Container, Docker, DockerError, DockerHandle};
 
@@ -25,6 +30,8 @@ use slots::Slots;
 
 /// Streams into one instance at once; another is refused.
 pub const MAX_PER_INSTANCE: usize = 64;
+/// Searches for the last lines at once, each of which keeps some megabytes; another waits.
+const TAILS: usize = 8;
 
 /// Why a stream did not open or did not go on.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +58,7 @@ pub struct Streams {
     check: Arc<dyn SettingsCheck>,
     clock: SharedClock,
     slots: Slots,
+    tails: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Streams {
@@ -67,7 +75,8 @@ impl Streams {
         check: Arc<dyn SettingsCheck>,
         clock: SharedClock,
     ) -> Self {
-        Self { docker, pulled, check, clock, slots: Slots::default() }
+        let tails = Arc::new(Semaphore::new(TAILS));
+        Self { docker, pulled, check, clock, slots: Slots::default(), tails }
     }
 
     /// Serves one stream to its end. A failure concerns this stream alone and is logged here.
@@ -79,14 +88,18 @@ impl Streams {
         let kind = open.kind();
         let served = match open {
             StreamOpen::Exec(wanted) => exec::serve(self, wanted, reader, &mut writer).await,
-            StreamOpen::Logs(wanted) => logs::serve(self, wanted, &mut reader, &mut writer).await,
+            StreamOpen::Logs(wanted) => {
+                logs::serve(self, logs::asked(&wanted), &mut reader, &mut writer).await
+            }
+            StreamOpen::LogQuery(wanted) => {
+                logs::serve(self, wanted, &mut reader, &mut writer).await
+            }
             StreamOpen::Pull(wanted) => pull::serve(self, wanted, &mut reader, &mut writer).await,
             StreamOpen::Check(settings) => check::serve(&*self.check, settings, &mut writer).await,
             StreamOpen::Terminal(_)
             | StreamOpen::Tcp(_)
             | StreamOpen::Udp(_)
-            | StreamOpen::Sftp(_)
-            | StreamOpen::LogQuery(_) => {
+            | StreamOpen::Sftp(_) => {
                 let message = format!("this agent has no {kind}");
                 Err(StreamError::Refused(StreamRefusal::Unsupported, message))
             }

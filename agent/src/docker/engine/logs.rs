@@ -1,0 +1,115 @@
+//! Output of a container, read off Docker's own stream.
+//!
+//! bollard's options know whole seconds only, and its decoder keeps a line of any length in memory.
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
+use hyper::{Method, Request, StatusCode};
+use tianqi_common::clock::UnixMillis;
+
+use super::exec::refusal;
+use super::{Engine, SLOW, chain, send};
+use crate::docker::attach::Decoder;
+use crate::docker::{DockerError, LogRequest, Output, Pieces};
+
+impl Engine {
+    pub(super) async fn read_logs(
+        &self,
+        container: &str,
+        wanted: LogRequest,
+    ) -> Result<Pieces<Output>, DockerError> {
+        let container = self.inspect_ours(container).await?;
+        let request = Request::builder()
+            .method(Method::GET)
+            .uri(format!("/containers/{}/logs?{}", container.id, query(&wanted)))
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| protocol(error.to_string()))?;
+        let answer = self.within("logs", SLOW, send(&self.dialer, request)).await?;
+        if answer.status() != StatusCode::OK {
+            return Err(refusal(answer).await);
+        }
+        let reader = LogReader {
+            body: answer.into_body(),
+            buffer: BytesMut::new(),
+            decoder: Decoder::between_frames(),
+        };
+        let next = |mut reader: LogReader| async move {
+            Ok(reader.next().await?.map(|output| (output, reader)))
+        };
+        Ok(stream::try_unfold(reader, next).boxed())
+    }
+}
+
+/// Writes the question as Docker's API takes it: times are seconds with nine places.
+fn query(wanted: &LogRequest) -> String {
+    let tail = wanted.tail.map_or_else(|| "all".to_owned(), |tail| tail.to_string());
+    let mut query = format!(
+        "stdout=true&stderr=true&follow={}&timestamps={}&tail={tail}",
+        wanted.follow, wanted.timestamps
+    );
+    for (name, time) in [("since", wanted.since), ("until", wanted.until)] {
+        if let Some(UnixMillis(millis)) = time {
+            let millis = millis.max(0);
+            let (seconds, rest) = (millis / 1_000, millis % 1_000);
+            query.push_str(&format!("&{name}={seconds}.{rest:03}000000"));
+        }
+    }
+    query
+}
+
+/// What is read and not yet handed on.
+struct LogReader {
+    body: Incoming,
+    buffer: BytesMut,
+    decoder: Decoder,
+}
+
+impl LogReader {
+    async fn next(&mut self) -> Result<Option<Output>, DockerError> {
+        loop {
+            if let Some(message) = self.decoder.take_whole(&mut self.buffer)? {
+                return Ok(Some(message));
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+                Some(Err(error)) => return Err(protocol(chain(&error))),
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err(protocol("it ended inside a frame".to_owned())),
+            }
+        }
+    }
+}
+
+fn protocol(message: String) -> DockerError {
+    DockerError::Protocol { what: "logs", message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_to_the_millisecond_and_everything_is_all() {
+        let wanted = LogRequest {
+            tail: None,
+            since: Some(UnixMillis(1_800_000_000_007)),
+            until: Some(UnixMillis(-5)),
+            follow: true,
+            timestamps: false,
+        };
+
+        assert_eq!(
+            query(&wanted),
+            "stdout=true&stderr=true&follow=true&timestamps=false&tail=all\
+             &since=1800000000.007000000&until=0.000000000"
+        );
+        assert!(query(&LogRequest { tail: Some(7), ..wanted }).contains("&tail=7&"));
+    }
+}
