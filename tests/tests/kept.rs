@@ -136,10 +136,9 @@ async fn a_page_that_left_comes_back_by_its_ticket_and_sees_what_it_missed() {
     let (mut terminal, opened) = world.back(&text(&opened, "ticket"), None).await;
     assert_eq!(opened["offset"], 0, "{opened}");
     assert_eq!(terminal.until("alive").await, b"seen missed alive");
-    world.node.until(id, "painted", |program| sizes(program).ends_with(&[size, size])).await;
-    let sizes = sizes(&world.node.program(id));
-    let nudge = PtySize { rows: 29, ..size };
-    assert!(sizes.ends_with(&[size, nudge, size]), "{sizes:?}");
+    let painted = [size, PtySize { rows: 29, ..size }, size];
+    world.node.until(id, "painted", |program| sizes(program).ends_with(&painted)).await;
+    assert!(sizes(&world.node.program(id)).ends_with(&painted));
     world.node.change(id, |program| program.ended = Some(3));
     assert_eq!(ended(terminal).await.last, json!({ "type": "exit", "code": 3 }));
 

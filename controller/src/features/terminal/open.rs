@@ -145,7 +145,8 @@ async fn resume(
         let other =
             PtySize { cols: size.cols, rows: if size.rows > 1 { size.rows - 1 } else { 2 } };
         for size in [other, size] {
-            work.writer.send(&ExecFrame::Resize(size)).await?;
+            // A program that has ended takes no size; how it ended comes with its output.
+            let _ = work.writer.send(&ExecFrame::Resize(size)).await;
         }
     }
     Ok((work, offset))
