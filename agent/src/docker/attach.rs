@@ -184,6 +184,16 @@ impl Decoder {
     }
 }
 
+/// Returns how long the time at the beginning of a message is, with the space after it:
+/// `2026-01-31T08:30:00.123456789Z `, or with an offset in place of `Z`. 0 when there is none.
+#[must_use]
+pub fn time_length(message: &[u8]) -> usize {
+    let head = message.get(..36.min(message.len())).unwrap_or_default();
+    let space = head.iter().position(|byte| *byte == b' ');
+    let is_time = head.first().is_some_and(u8::is_ascii_digit) && head.get(10) == Some(&b'T');
+    space.filter(|_| is_time).map_or(0, |space| space + 1)
+}
+
 fn broken(message: &str) -> DockerError {
     DockerError::Protocol { what: "exec", message: message.to_owned() }
 }

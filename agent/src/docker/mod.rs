@@ -25,7 +25,7 @@ use tianqi_common::id::InstanceId;
 use tianqi_common::wire::inventory::DockerEngine;
 use tianqi_common::wire::stream::{PtySize, RegistryCredentials};
 
-pub use attach::{ExecReader, ExecSession, ExecWriter, Output, OutputKind};
+pub use attach::{ExecReader, ExecSession, ExecWriter, Output, OutputKind, time_length};
 pub use endpoint::Endpoint;
 pub use engine::Engine;
 pub use error::DockerError;

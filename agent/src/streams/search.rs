@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::docker::{Output, OutputKind};
+use crate::docker::{Output, OutputKind, time_length};
 
 /// Longest line that is looked at as one; a longer one is cut, and each piece is a line by itself.
 pub(super) const LINE_MAX: usize = 64 << 10;
@@ -116,15 +116,6 @@ impl Lines {
             }
         }
     }
-}
-
-/// Returns how long the time at the beginning of a message is, with the space after it:
-/// `2026-01-31T08:30:00.123456789Z `, or with an offset in place of `Z`. 0 when there is none.
-fn time_length(message: &[u8]) -> usize {
-    let head = message.get(..36.min(message.len())).unwrap_or_default();
-    let space = head.iter().position(|byte| *byte == b' ');
-    let is_time = head.first().is_some_and(u8::is_ascii_digit) && head.get(10) == Some(&b'T');
-    space.filter(|_| is_time).map_or(0, |space| space + 1)
 }
 
 #[cfg(test)]

@@ -13,7 +13,10 @@ use tianqi_common::clock::UnixMillis;
 use super::exec::refusal;
 use super::{Engine, SLOW, chain, send};
 use crate::docker::attach::Decoder;
-use crate::docker::{DockerError, LogRequest, Output, Pieces};
+use crate::docker::{DockerError, LogRequest, Output, Pieces, time_length};
+
+/// Longest piece of a line that Docker keeps as one.
+const CUT: usize = 16 << 10;
 
 impl Engine {
     pub(super) async fn read_logs(
@@ -71,7 +74,7 @@ impl LogReader {
     async fn next(&mut self) -> Result<Option<Output>, DockerError> {
         loop {
             if let Some(message) = self.decoder.take_whole(&mut self.buffer)? {
-                return Ok(Some(message));
+                return Ok(Some(mended(message)));
             }
             match self.body.frame().await {
                 Some(Ok(frame)) => {
@@ -87,6 +90,16 @@ impl LogReader {
     }
 }
 
+/// Docker cuts lines at 16 KiB, and its `local` driver loses the end of a line that it has cut. A
+/// message that is shorter than a cut one is the last of its line.
+fn mended(message: Output) -> Output {
+    let length = message.bytes.len() - time_length(&message.bytes);
+    if message.bytes.ends_with(b"\n") || length >= CUT {
+        return message;
+    }
+    Output { bytes: [&message.bytes, b"\n".as_slice()].concat().into(), ..message }
+}
+
 fn protocol(message: String) -> DockerError {
     DockerError::Protocol { what: "logs", message }
 }
@@ -94,6 +107,21 @@ fn protocol(message: String) -> DockerError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::docker::OutputKind;
+
+    #[test]
+    fn the_end_of_a_line_that_was_cut_is_put_back() {
+        let mend = |text: String| {
+            let message = Output { kind: OutputKind::Stdout, bytes: text.into() };
+            String::from_utf8(mended(message).bytes.to_vec()).unwrap()
+        };
+        let (whole, time) = ("x".repeat(CUT), "2026-01-31T08:30:00.123456789Z ");
+
+        assert_eq!(mend(whole.clone()), whole);
+        assert_eq!(mend(format!("{time}{whole}")), format!("{time}{whole}"));
+        assert_eq!(mend("line\n".to_owned()), "line\n");
+        assert_eq!(mend(format!("{time}rest")), format!("{time}rest\n"));
+    }
 
     #[test]
     fn times_are_written_to_the_millisecond_and_everything_is_all() {
