@@ -6,6 +6,7 @@ pub mod docker;
 pub mod doctor;
 pub mod enroll;
 pub mod gpu;
+pub mod guest;
 pub mod inventory;
 pub mod link;
 pub mod reconcile;

@@ -6,5 +6,6 @@
 pub mod clock;
 pub mod id;
 pub mod name;
+pub mod shell;
 pub mod unit;
 pub mod wire;

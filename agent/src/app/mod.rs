@@ -25,6 +25,7 @@ use crate::gpu::collector::NvmlConfig;
 use crate::gpu::hami::HamiInjector;
 use crate::gpu::simulate::Simulation;
 use crate::gpu::{GpuProbe, start_probe};
+use crate::guest::{self, Guests};
 use crate::inventory;
 use crate::link::{self, LinkParts};
 use crate::reconcile::ledger::Ledger;
@@ -98,7 +99,7 @@ fn start(
         hami.clone(),
         Arc::new(Iptables),
         clock.clone(),
-        loop_settings(&config),
+        loop_settings(&config)?,
     );
     tasks.spawn(reconciler.run(desired_in, pulled.clone(), seen, cancel.clone()));
 
@@ -108,7 +109,7 @@ fn start(
         docker.clone(),
         probe.clone(),
         hami.clone(),
-        seen_in,
+        seen_in.clone(),
         machine_facts,
         docker_root,
     );
@@ -122,8 +123,10 @@ fn start(
     let cancelled = cancel.clone();
     tasks.spawn(async move { samples.forward(batches, cancelled).await });
 
+    let guests = Guests::new(guest_folders(&config)?, docker.clone(), clock.clone());
+    tasks.spawn(until(cancel, guests.clone().follow(seen_in)));
     let check = Arc::new(engine::Trial { config });
-    let streams = Streams::new(docker, pulled, check, clock.clone());
+    let streams = Streams::new(docker, guests, pulled, check, clock.clone());
     let parts = LinkParts {
         identity,
         clock,
@@ -173,7 +176,7 @@ fn simulation(config: &Config) -> Result<Option<Simulation>> {
     config.gpu.simulate.parse().map(Some).context("gpu.simulate")
 }
 
-fn loop_settings(config: &Config) -> reconcile::Settings {
+fn loop_settings(config: &Config) -> Result<reconcile::Settings> {
     let network = NetworkSpec {
         name: config.network.name.clone(),
         bridge: config.network.bridge.clone(),
@@ -181,7 +184,13 @@ fn loop_settings(config: &Config) -> reconcile::Settings {
     };
     // The guest is installed beside the agent.
     let guest = std::env::current_exe().ok().map(|agent| agent.with_file_name("tianqi-guest"));
-    reconcile::Settings { network, guest, ..reconcile::Settings::default() }
+    let guest_folders = guest_folders(config)?;
+    Ok(reconcile::Settings { network, guest, guest_folders, ..reconcile::Settings::default() })
+}
+
+/// Returns where the guests' sockets are, as an engine wants it told.
+fn guest_folders(config: &Config) -> Result<PathBuf> {
+    Ok(std::path::absolute(&config.data_dir).context("data_dir")?.join(guest::FOLDER))
 }
 
 /// Looks at everything a node needs and returns one line for each, and whether nothing is missing.

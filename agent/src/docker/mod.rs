@@ -22,6 +22,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use tianqi_common::id::InstanceId;
+use tianqi_common::shell::SHELLS;
 use tianqi_common::wire::inventory::DockerEngine;
 use tianqi_common::wire::stream::{PtySize, RegistryCredentials};
 
@@ -121,12 +122,6 @@ pub trait Docker: Send + Sync + 'static {
     fn path_exists<'a>(&'a self, container: &'a str, path: &'a str) -> Reply<'a, bool>;
 }
 
-/// The shells a terminal may ask for, with where they are looked for, the usual place first.
-const SHELLS: [(&str, [&str; 3]); 2] = [
-    ("bash", ["/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash"]),
-    ("sh", ["/bin/sh", "/usr/bin/sh", "/busybox/sh"]),
-];
-
 /// Returns the paths of the shells that a container has, `bash` before `sh`. Nothing is run.
 ///
 /// # Errors
@@ -137,7 +132,7 @@ pub async fn shells(
     container: &str,
 ) -> Result<Vec<&'static str>, DockerError> {
     let mut found = Vec::new();
-    for (_, places) in SHELLS {
+    for places in SHELLS {
         for path in places {
             if docker.path_exists(container, path).await? {
                 found.push(path);
@@ -146,4 +141,24 @@ pub async fn shells(
         }
     }
     Ok(found)
+}
+
+/// Docker may say for some milliseconds that a program runs whose output has ended.
+const EXIT_POLL: Duration = Duration::from_millis(10);
+const EXIT_POLLS: u32 = 500;
+
+/// Returns how a program whose output has ended did; nothing when it closed it and runs on.
+///
+/// # Errors
+///
+/// [`DockerError`] when the engine does not answer or the container is gone.
+pub async fn exit_code(docker: &dyn Docker, exec: &str) -> Result<Option<i32>, DockerError> {
+    for _ in 0..EXIT_POLLS {
+        let state = docker.exec_state(exec).await?;
+        if !state.running && state.exit_code.is_some() {
+            return Ok(state.exit_code);
+        }
+        tokio::time::sleep(EXIT_POLL).await;
+    }
+    Ok(None)
 }

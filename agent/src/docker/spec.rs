@@ -1,11 +1,13 @@
 //! Pure: how the container of an instance is made. Nothing here asks an engine.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use tianqi_common::id::InstanceId;
 use tianqi_common::unit::{GIB, MIB};
 use tianqi_common::wire::desired::{GpuUuid, InstanceDesired, InstanceSpec};
+use tianqi_common::wire::guest::RUN;
 use tianqi_common::wire::observed::{LimitKind, LimitState};
 
 use super::model::GpuRequest;
@@ -40,6 +42,8 @@ pub struct NodeFacts {
     pub network: String,
     /// The guest's program on the node; nothing when it is missing.
     pub guest: Option<String>,
+    /// The folder of the socket that the instance's guest dials.
+    pub guest_folder: String,
 }
 
 /// A container to be made, with what must stand before it and what it will not enforce.
@@ -69,6 +73,11 @@ pub fn blueprint(
     binds.extend(guest.map(|path| Bind {
         source: path.clone(),
         target: GUEST.to_owned(),
+        read_only: true,
+    }));
+    binds.extend(guest.map(|_| Bind {
+        source: node.guest_folder.clone(),
+        target: RUN.to_owned(),
         read_only: true,
     }));
     let container = CreateContainer {
@@ -115,6 +124,12 @@ pub fn is_reserved_env(name: &str, is_sliced: bool) -> bool {
     NAMES.contains(&name)
         || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         || (is_sliced && name == "CUDA_VISIBLE_DEVICES")
+}
+
+/// Returns the folder of the socket that an instance's guest dials.
+#[must_use]
+pub fn guest_folder(folders: &Path, instance: InstanceId) -> PathBuf {
+    folders.join(instance.to_string())
 }
 
 /// Returns the name of an instance's data volume.

@@ -41,7 +41,11 @@ fn engine(driver: &str, quota: bool) -> EngineFacts {
 }
 
 fn node() -> NodeFacts {
-    NodeFacts { network: "tianqi".to_owned(), guest: Some("/opt/guest".to_owned()) }
+    NodeFacts {
+        network: "tianqi".to_owned(),
+        guest: Some("/opt/guest".to_owned()),
+        guest_folder: "/var/lib/tianqi-agent/guests/1".to_owned(),
+    }
 }
 
 fn made(instance: &InstanceDesired, image: &ImageFacts, engine: &EngineFacts) -> Blueprint {

@@ -1,6 +1,7 @@
 //! Carries one step out. Every step may run twice, and a step that was cut off is taken up again.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +52,7 @@ pub(super) struct Step {
     pub(super) injector: Arc<dyn SliceInjector>,
     pub(super) network: NetworkSpec,
     pub(super) guest: Option<String>,
+    pub(super) guest_folder: PathBuf,
 }
 
 impl Step {
@@ -81,7 +83,11 @@ impl Step {
             let facts = self.docker.facts().await?;
             let injection = self.inject(desired, &facts).await?;
             self.docker.ensure_network(&self.network).await?;
-            let node = NodeFacts { network: self.network.name.clone(), guest: self.guest.clone() };
+            let node = NodeFacts {
+                network: self.network.name.clone(),
+                guest: self.guest.clone(),
+                guest_folder: self.make_guest_folder()?,
+            };
             let blueprint = spec::blueprint(desired, &image, &facts, &injection, &node);
             for volume in &blueprint.volumes {
                 self.docker.create_volume(volume).await?;
@@ -103,6 +109,15 @@ impl Step {
             Ok(slice_idle) => Outcome::Done { slice_idle },
             Err(error) => failed(&error),
         }
+    }
+
+    /// Makes the folder of the guest's socket, which a container binds.
+    fn make_guest_folder(&self) -> Result<String, DockerError> {
+        let made =
+            if self.guest.is_some() { std::fs::create_dir_all(&self.guest_folder) } else { Ok(()) };
+        let path = self.guest_folder.display().to_string();
+        made.map(|()| path.clone())
+            .map_err(|error| DockerError::Unsupported(format!("{path} cannot be made: {error}")))
     }
 
     /// Makes a container, or finds the one that an attempt which was cut off made already.
@@ -226,6 +241,12 @@ impl Step {
             && let Err(error) = self.on_blocking_thread(move |i| i.cleanup(id)).await
         {
             leftovers.push(error.to_string());
+        }
+        if leftovers.is_empty()
+            && let Err(error) = std::fs::remove_dir_all(&self.guest_folder)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            leftovers.push(format!("{}: {error}", self.guest_folder.display()));
         }
         Removed { id, leftovers }
     }

@@ -42,13 +42,20 @@ pub struct Settings {
     pub network: NetworkSpec,
     /// The guest's program; an instance runs without it when the file is missing.
     pub guest: Option<PathBuf>,
+    /// Where the folders of the guests' sockets are.
+    pub guest_folders: PathBuf,
     /// Steps on the way at once; more wait their turn.
     pub steps_at_once: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { network: NetworkSpec::default(), guest: None, steps_at_once: 8 }
+        Self {
+            network: NetworkSpec::default(),
+            guest: None,
+            guest_folders: PathBuf::from("guests"),
+            steps_at_once: 8,
+        }
     }
 }
 

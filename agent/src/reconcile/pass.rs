@@ -16,7 +16,7 @@ use super::ledger::Begun;
 use super::plan::{self, ContainerAction, Plan, Situation};
 use super::report::{Seen, report};
 use super::{Ended, Reconciler, TICK};
-use crate::docker::{Container, DockerError};
+use crate::docker::{Container, DockerError, spec};
 
 /// Between two attempts to reach an engine that does not answer.
 const ENGINE_PAUSE: Duration = Duration::from_secs(2);
@@ -182,6 +182,7 @@ impl Reconciler {
             injector: self.injector.clone(),
             network: self.settings.network.clone(),
             guest: self.guest(),
+            guest_folder: spec::guest_folder(&self.settings.guest_folders, id),
         };
         let permits = self.permits.clone();
         tracing::debug!(instance.id = %id, ?action, "step begins");

@@ -1,4 +1,4 @@
-//! A program in an instance, through the engine's own exec.
+//! A program in an instance, by its guest or through the engine's own exec.
 //!
 //! Input and output run in tasks of their own, so that a program that does not read its input still
 //! gets its output carried. Nothing is queued here: each side waits for the other, and QUIC's flow
@@ -7,27 +7,31 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tianqi_common::shell;
 use tianqi_common::wire::frame::{self, Limit};
-use tianqi_common::wire::stream::{Command, Exec, ExecFrame, PtySize, Shell, StreamRefusal};
+use tianqi_common::wire::stream::{
+    Command, Exec, ExecFrame, PtySize, StreamOpen, StreamRefusal, Terminal,
+};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::{StreamError, Streams, accept, container_of};
-use crate::docker::{Docker, ExecReader, ExecRequest, ExecWriter, OutputKind, shells};
+use super::relay::{self, AbortOnDrop};
+use super::{Found, StreamError, Streams, accept, by_guest, refused};
+use crate::docker::{
+    Docker, ExecReader, ExecRequest, ExecSession, ExecWriter, OutputKind, exit_code, shells,
+};
 
 /// Most arguments, and most bytes of arguments and environment together: what Linux takes anyway.
 const MAX_WORDS: usize = 1_024;
 const MAX_BYTES: usize = 128 << 10;
 /// Most columns and rows of a terminal.
 const MAX_SIZE: u16 = 10_000;
-/// Docker may say for some milliseconds that a program runs whose output has ended.
-const EXIT_POLL: Duration = Duration::from_millis(10);
-const EXIT_POLLS: u32 = 500;
 /// What a program gets after a hang-up before it is killed, once nobody listens to it.
 const HANGUP_GRACE: Duration = Duration::from_secs(2);
 
+/// Serves a program by the guest of the instance, or by the engine's own exec where there is none.
 pub(super) async fn serve<R, W>(
     streams: &Streams,
-    wanted: Exec,
+    mut wanted: Exec,
     reader: R,
     writer: &mut W,
 ) -> Result<(), StreamError>
@@ -36,25 +40,57 @@ where
     W: AsyncWrite + Send + Unpin,
 {
     check(&wanted)?;
-    let _slot = streams.slots.take(wanted.instance).ok_or_else(|| {
-        let message = format!(
-            "{} streams into this instance are open already; close one",
-            super::MAX_PER_INSTANCE
-        );
-        StreamError::Refused(StreamRefusal::TooMany, message)
-    })?;
+    name_terminal(&mut wanted);
+    let _slot = streams.slot(wanted.instance)?;
+    let open = StreamOpen::Exec(wanted.clone());
+    let container = match by_guest(streams, &open).await? {
+        Found::Guest(guest) => return relay::frames(guest, reader, writer).await,
+        Found::Container(container) => container,
+    };
     let docker = streams.docker();
-    let container = container_of(&*docker, wanted.instance).await?;
-    if !container.run.is_running() {
-        let message = "the instance does not run; start it first".to_owned();
-        return Err(StreamError::Refused(StreamRefusal::NotRunning, message));
-    }
     let argv = argv(&*docker, &container.id, &wanted.command).await?;
-    let request =
-        ExecRequest { argv, env: environment(&wanted), pty: wanted.pty, user: String::new() };
+    let request = ExecRequest { argv, env: wanted.env, pty: wanted.pty, user: String::new() };
     let session = docker.exec(&container.id, request).await?;
     accept(writer).await?;
+    carry(docker, session, reader, writer).await
+}
 
+/// Serves a program with a terminal that outlives its stream; only a guest can.
+pub(super) async fn serve_kept<R, W>(
+    streams: &Streams,
+    mut wanted: Terminal,
+    reader: R,
+    writer: &mut W,
+) -> Result<(), StreamError>
+where
+    R: AsyncRead + Send + Unpin + 'static,
+    W: AsyncWrite + Send + Unpin,
+{
+    check(&wanted.exec)?;
+    if wanted.exec.pty.is_none() {
+        return Err(refused(StreamRefusal::BadRequest, "a kept terminal needs a size"));
+    }
+    name_terminal(&mut wanted.exec);
+    let _slot = streams.slot(wanted.exec.instance)?;
+    match by_guest(streams, &StreamOpen::Terminal(wanted)).await? {
+        Found::Guest(guest) => relay::frames(guest, reader, writer).await,
+        Found::Container(_) => {
+            let message = "no guest serves in this instance, so that no terminal can be kept";
+            Err(refused(StreamRefusal::Unsupported, message))
+        }
+    }
+}
+
+async fn carry<R, W>(
+    docker: Arc<dyn Docker>,
+    session: ExecSession,
+    reader: R,
+    writer: &mut W,
+) -> Result<(), StreamError>
+where
+    R: AsyncRead + Send + Unpin + 'static,
+    W: AsyncWrite + Send + Unpin,
+{
     let exec = session.id.clone();
     let input = tokio::spawn(carry_input(docker.clone(), exec.clone(), reader, session.writer));
     let stop_input = AbortOnDrop(input.abort_handle());
@@ -91,15 +127,6 @@ enum Ended {
     Broken(String),
     /// Nobody listens.
     Unheard,
-}
-
-/// Ends a task with the stream that it serves.
-struct AbortOnDrop(tokio::task::AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// Returns when the controller went away. Input that merely ended is not that.
@@ -174,20 +201,15 @@ async fn carry_output<W: AsyncWrite + Unpin>(
 }
 
 async fn last_frame(docker: &dyn Docker, exec: &str) -> ExecFrame {
-    for _ in 0..EXIT_POLLS {
-        match docker.exec_state(exec).await {
-            Ok(state) if !state.running => {
-                if let Some(code) = state.exit_code {
-                    return ExecFrame::Exit { code };
-                }
-            }
-            Ok(_) => {}
-            Err(error) => return ExecFrame::Failed { message: error.to_string() },
+    match exit_code(docker, exec).await {
+        Ok(Some(code)) => ExecFrame::Exit { code },
+        Ok(None) => {
+            let message =
+                "the program closed its output and went on running; its exit code is not known";
+            ExecFrame::Failed { message: message.to_owned() }
         }
-        tokio::time::sleep(EXIT_POLL).await;
+        Err(error) => ExecFrame::Failed { message: error.to_string() },
     }
-    let message = "the program closed its output and went on running; its exit code is not known";
-    ExecFrame::Failed { message: message.to_owned() }
 }
 
 /// Docker leaves a program running when its stream is closed. A shell that nobody sees is hung up,
@@ -208,41 +230,23 @@ async fn argv(
     container: &str,
     command: &Command,
 ) -> Result<Vec<String>, StreamError> {
-    let (shell, line) = match command {
-        Command::Argv(argv) => return Ok(argv.clone()),
-        Command::Shell(shell) => (*shell, None),
-        Command::Line(line) => (Shell::Bash, Some(line)),
+    let found = match command {
+        Command::Argv(_) => Vec::new(),
+        Command::Shell(_) | Command::Line(_) => shells(docker, container).await?,
     };
-    let found = shells(docker, container).await?;
-    let is_bash = |path: &&&str| path.ends_with("/bash");
-    let bash = found.iter().find(is_bash);
-    let sh = found.iter().find(|path| !is_bash(path));
-    let (program, login) = match (shell, bash, sh) {
-        (Shell::Bash, Some(bash), _) | (Shell::Sh, Some(bash), None) => (*bash, Some("-l")),
-        (_, _, Some(sh)) => (*sh, None),
-        (_, None, None) => {
-            let message = "the image has neither bash nor sh; run a program of it instead";
-            return Err(StreamError::Refused(StreamRefusal::BadRequest, message.to_owned()));
-        }
-    };
-    let arguments = match line {
-        Some(line) => vec!["-c", line],
-        None => login.into_iter().collect(),
-    };
-    Ok(std::iter::once(program).chain(arguments).map(str::to_owned).collect())
+    shell::argv(command, &found)
+        .ok_or_else(|| StreamError::Refused(StreamRefusal::BadRequest, shell::NO_SHELL.to_owned()))
 }
 
-fn environment(wanted: &Exec) -> Vec<(String, String)> {
-    let mut env = wanted.env.clone();
-    if wanted.pty.is_some() && !env.iter().any(|(name, _)| name == "TERM") {
-        env.push(("TERM".to_owned(), "xterm-256color".to_owned()));
+/// A terminal that nobody names is one of the usual kind.
+fn name_terminal(wanted: &mut Exec) {
+    if wanted.pty.is_some() && !wanted.env.iter().any(|(name, _)| name == "TERM") {
+        wanted.env.push(("TERM".to_owned(), "xterm-256color".to_owned()));
     }
-    env
 }
 
 fn check(wanted: &Exec) -> Result<(), StreamError> {
-    let refuse =
-        |message: &str| Err(StreamError::Refused(StreamRefusal::BadRequest, message.to_owned()));
+    let refuse = |message: &str| Err(refused(StreamRefusal::BadRequest, message));
     let words: &[String] = match &wanted.command {
         Command::Argv(argv) => argv,
         Command::Line(line) => std::slice::from_ref(line),

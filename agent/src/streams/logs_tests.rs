@@ -19,6 +19,7 @@ use crate::docker::fake::FakeDocker;
 use crate::docker::{
     CreateContainer, Docker as _, DockerError, DockerHandle, LogRequest, Output, OutputKind, label,
 };
+use crate::guest::Guests;
 
 /// The agent's clock in every test.
 const NOON: &str = "2027-01-15T08:00:00.000000000Z";
@@ -51,8 +52,9 @@ impl World {
         let clock = Arc::new(ManualClock::at(START));
         let docker = FakeDocker::new(clock.clone());
         let handle = DockerHandle::new(Arc::new(docker.clone()));
+        let guests = Guests::new("/nonexistent/guests".into(), handle.clone(), clock.clone());
         let streams =
-            Streams::new(handle, Arc::new(Notify::new()), Arc::new(NoCheck), clock.clone());
+            Streams::new(handle, guests, Arc::new(Notify::new()), Arc::new(NoCheck), clock.clone());
         let instance = InstanceId::new();
         docker.add_image("busybox");
         let container = CreateContainer {

@@ -5,11 +5,13 @@
 
 mod batch;
 mod check;
+mod dial;
 mod exec;
 mod logs;
 #[cfg(test)]
 mod logs_tests;
 mod pull;
+mod relay;
 mod search;
 mod slots;
 mod tail;
@@ -21,17 +23,21 @@ use tianqi_common::id::InstanceId;
 use tianqi_common::wire::frame::{self, FrameError, Limit};
 use tianqi_common::wire::stream::{StreamOpen, StreamRefusal, StreamReply};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::docker::{Container, Docker, DockerError, DockerHandle};
+use crate::guest::{Answer, Guests};
 
 pub use check::SettingsCheck;
-use slots::Slots;
+use slots::{Slot, Slots};
 
-/// Streams into one instance at once; another is refused.
+/// Programs and terminals of one instance at once; another is refused.
 pub const MAX_PER_INSTANCE: usize = 64;
 /// Searches for the last lines at once, each of which keeps some megabytes; another waits.
 const TAILS: usize = 8;
+/// Connections into one instance at once.
+const MAX_DIALS: usize = 1_024;
 
 /// Why a stream did not open or did not go on.
 #[derive(Debug, thiserror::Error)]
@@ -54,10 +60,12 @@ impl From<DockerError> for StreamError {
 #[derive(Clone)]
 pub struct Streams {
     docker: DockerHandle,
+    guests: Guests,
     pulled: Arc<Notify>,
     check: Arc<dyn SettingsCheck>,
     clock: SharedClock,
     slots: Slots,
+    dials: Slots,
     tails: Arc<Semaphore>,
 }
 
@@ -71,12 +79,14 @@ impl Streams {
     /// Serves streams on the engine in use; `pulled` is told of every image that arrived.
     pub fn new(
         docker: DockerHandle,
+        guests: Guests,
         pulled: Arc<Notify>,
         check: Arc<dyn SettingsCheck>,
         clock: SharedClock,
     ) -> Self {
+        let (slots, dials) = (Slots::new(MAX_PER_INSTANCE), Slots::new(MAX_DIALS));
         let tails = Arc::new(Semaphore::new(TAILS));
-        Self { docker, pulled, check, clock, slots: Slots::default(), tails }
+        Self { docker, guests, pulled, check, clock, slots, dials, tails }
     }
 
     /// Serves one stream to its end. A failure concerns this stream alone and is logged here.
@@ -96,13 +106,12 @@ impl Streams {
             }
             StreamOpen::Pull(wanted) => pull::serve(self, wanted, &mut reader, &mut writer).await,
             StreamOpen::Check(settings) => check::serve(&*self.check, settings, &mut writer).await,
-            StreamOpen::Terminal(_)
-            | StreamOpen::Tcp(_)
-            | StreamOpen::Udp(_)
-            | StreamOpen::Sftp(_) => {
-                let message = format!("this agent has no {kind}");
-                Err(StreamError::Refused(StreamRefusal::Unsupported, message))
+            StreamOpen::Terminal(wanted) => {
+                exec::serve_kept(self, wanted, reader, &mut writer).await
             }
+            StreamOpen::Tcp(dial) => dial::tcp(self, dial, reader, &mut writer).await,
+            StreamOpen::Udp(dial) => dial::udp(self, dial, reader, &mut writer).await,
+            StreamOpen::Sftp(wanted) => dial::sftp(self, wanted, reader, &mut writer).await,
         };
         match served {
             Ok(()) => {}
@@ -121,6 +130,64 @@ impl Streams {
 
     fn docker(&self) -> Arc<dyn Docker> {
         self.docker.current()
+    }
+
+    fn slot(&self, instance: InstanceId) -> Result<Slot, StreamError> {
+        self.slots.take(instance).ok_or_else(|| {
+            let message =
+                format!("{MAX_PER_INSTANCE} programs of this instance are open already; close one");
+            StreamError::Refused(StreamRefusal::TooMany, message)
+        })
+    }
+
+    fn dial_slot(&self, instance: InstanceId) -> Result<Slot, StreamError> {
+        self.dials.take(instance).ok_or_else(|| {
+            let message = format!("{MAX_DIALS} connections into this instance stand already");
+            StreamError::Refused(StreamRefusal::TooMany, message)
+        })
+    }
+}
+
+fn refused(code: StreamRefusal, message: &str) -> StreamError {
+    StreamError::Refused(code, message.to_owned())
+}
+
+/// Who serves a stream.
+enum Found {
+    /// The guest, which has opened it.
+    Guest(UnixStream),
+    /// The engine's exec, in this container.
+    Container(Container),
+}
+
+/// Opens a stream by the guest that serves in the instance, or that can be started there. A guest
+/// that serves is not asked of the engine, which may be restarting just now.
+async fn by_guest(streams: &Streams, open: &StreamOpen) -> Result<Found, StreamError> {
+    let Some(instance) = open.instance() else {
+        return Err(refused(StreamRefusal::BadRequest, "the stream names no instance"));
+    };
+    if let Ok(answer) = streams.guests.open(instance, open).await {
+        return opened(answer);
+    }
+    let docker = streams.docker();
+    let container = container_of(&*docker, instance).await?;
+    if !container.run.is_running() {
+        let message = "the instance does not run; start it first";
+        return Err(refused(StreamRefusal::NotRunning, message));
+    }
+    match streams.guests.start(instance, &container.id, open).await {
+        Ok(answer) => opened(answer),
+        Err(error) => {
+            tracing::debug!(instance.id = %instance, %error, "the engine's exec serves a stream");
+            Ok(Found::Container(container))
+        }
+    }
+}
+
+fn opened(answer: Answer) -> Result<Found, StreamError> {
+    match answer {
+        Answer::Open(guest) => Ok(Found::Guest(guest)),
+        Answer::Refused(code, message) => Err(StreamError::Refused(code, message)),
     }
 }
 

@@ -5,11 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tianqi_common::id::InstanceId;
 
-use super::MAX_PER_INSTANCE;
-
 /// Counts the open streams of each instance.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Slots {
+    most: usize,
     open: Arc<Mutex<HashMap<InstanceId, usize>>>,
 }
 
@@ -20,11 +19,16 @@ pub(super) struct Slot {
 }
 
 impl Slots {
+    /// Lets `most` into each instance.
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, open: Arc::default() }
+    }
+
     /// Takes a place; nothing when all are taken.
     pub(super) fn take(&self, instance: InstanceId) -> Option<Slot> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(instance).or_default();
-        if *count >= MAX_PER_INSTANCE {
+        if *count >= self.most {
             return None;
         }
         *count += 1;
@@ -50,9 +54,9 @@ mod tests {
 
     #[test]
     fn a_full_instance_refuses_one_more_and_another_instance_does_not() {
-        let slots = Slots::default();
+        let slots = Slots::new(4);
         let (full, other) = (InstanceId::new(), InstanceId::new());
-        let mut taken: Vec<_> = (0..MAX_PER_INSTANCE).map(|_| slots.take(full).unwrap()).collect();
+        let mut taken: Vec<_> = (0..4).map(|_| slots.take(full).unwrap()).collect();
 
         assert!(slots.take(full).is_none());
         assert!(slots.take(other).is_some());

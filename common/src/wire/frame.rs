@@ -17,6 +17,8 @@ impl Limit {
     pub const TELEMETRY: Self = Self(1 << 20);
     /// The first frame of a work stream and its reply.
     pub const OPEN: Self = Self(256 << 10);
+    /// What an agent and a guest say to each other before a stream carries anything.
+    pub const GUEST: Self = Self(1 << 10);
     /// One piece of a work stream.
     pub const STREAM: Self = Self(256 << 10);
 }

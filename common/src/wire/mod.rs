@@ -35,6 +35,7 @@
 pub mod control;
 pub mod desired;
 pub mod frame;
+pub mod guest;
 pub mod hello;
 pub mod inventory;
 pub mod join;

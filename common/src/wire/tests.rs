@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use super::control::{ToAgent, ToController};
 use super::desired::{NodeDesired, NodeSettings};
 use super::frame::{self, CHUNK, FrameError, Limit};
+use super::guest::{GuestHello, ToGuest};
 use super::hello::{Hello, HelloReply, decode_with_version, split_version, with_version};
 use super::join::{JoinReply, JoinRequest, JoinToken};
 use super::stream::{
@@ -64,6 +65,8 @@ fn every_message_keeps_its_bytes() {
     golden("datagram", Limit::STREAM, &examples::datagrams());
     golden("log-frame", Limit::STREAM, &examples::log_frames());
     golden("pull-frame", Limit::STREAM, &examples::pull_frames());
+    golden("guest-hello", Limit::GUEST, &examples::guest_hellos());
+    golden("to-guest", Limit::GUEST, &examples::to_guest());
     golden("check-report", Limit::STREAM, &examples::check_reports());
 }
 
@@ -173,6 +176,8 @@ fn decode_everything(bytes: &[u8]) {
     let _ = frame::decode::<LogFrame>(bytes);
     let _ = frame::decode::<PullFrame>(bytes);
     let _ = frame::decode::<CheckReport>(bytes);
+    let _ = frame::decode::<GuestHello>(bytes);
+    let _ = frame::decode::<ToGuest>(bytes);
     let _ = frame::decode::<NodeSettings>(bytes);
 }
 

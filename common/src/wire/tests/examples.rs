@@ -9,6 +9,7 @@ use crate::unit::{CorePercent, DiskGib, GpuMemoryMib, MemoryMib, Millicores};
 use crate::wire::Version;
 use crate::wire::control::{ToAgent, ToController};
 use crate::wire::desired::*;
+use crate::wire::guest::*;
 use crate::wire::hello::{Hello, HelloReply};
 use crate::wire::inventory::*;
 use crate::wire::join::{JoinRefusal, JoinReply, JoinRequest};
@@ -390,4 +391,12 @@ pub fn check_reports() -> Vec<CheckReport> {
         report(DockerStatus::Connected, Some(engine(GpuSupport::Cdi))),
         report(DockerStatus::Failed, Some(engine(GpuSupport::None))),
     ]
+}
+
+pub fn guest_hellos() -> Vec<GuestHello> {
+    vec![GuestHello::Control { version: 1 }, GuestHello::Stream { token: [7; 16] }]
+}
+
+pub fn to_guest() -> Vec<ToGuest> {
+    vec![ToGuest::Stream { token: [9; 16] }]
 }

@@ -33,7 +33,8 @@
 //! back: `?attach=1`, then the attach frame (a ticket in the address would be logged). `offset` is
 //! what the page has seen, the first `opened`'s plus every byte since; without it everything that is
 //! kept comes, which is the screen. At most 256 KiB are kept: the `offset` of `opened` says where what
-//! follows begins, and a program that fills the screen is made to paint it anew when some is missing.
+//! follows begins. The guest takes the new page's size and lets a program that fills the screen paint it
+//! anew.
 //!
 //! A ticket is good once; every `opened` brings another. One that is late, used, somebody else's, or
 //! of another instance, is told `terminal_gone` in the same words. A second page with the ticket of a

@@ -139,16 +139,6 @@ async fn resume(
         Err(error) => return Err(error.into()),
     };
     let offset = position(&mut work).await?;
-    if offset != seen || seen == 0 {
-        // What was cut off, or a whole screen by its history, may look wrong. A program that fills
-        // the screen paints it anew when its size changes.
-        let other =
-            PtySize { cols: size.cols, rows: if size.rows > 1 { size.rows - 1 } else { 2 } };
-        for size in [other, size] {
-            // A program that has ended takes no size; how it ended comes with its output.
-            let _ = work.writer.send(&ExecFrame::Resize(size)).await;
-        }
-    }
     Ok((work, offset))
 }
 

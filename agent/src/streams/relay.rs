@@ -1,0 +1,145 @@
+//! Between a controller's stream and a guest's: bytes from the controller go on as they are, what a
+//! guest says is checked, so that it can end no more than its own stream.
+
+use tianqi_common::wire::frame::{self, FrameError, Limit};
+use tianqi_common::wire::stream::{Datagram, ExecFrame};
+use tokio::io::{
+    AsyncRead, AsyncWrite, AsyncWriteExt as _, copy, copy_bidirectional_with_sizes, join,
+};
+use tokio::net::UnixStream;
+
+use super::{StreamError, accept};
+
+/// Bytes carried at once, each way.
+pub(super) const BUFFER: usize = 128 << 10;
+
+/// Ends a task with the stream that it serves.
+pub(super) struct AbortOnDrop(pub(super) tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Carries the frames of a program until its last one, or until one side goes.
+pub(super) async fn frames<R, W>(
+    guest: UnixStream,
+    mut reader: R,
+    writer: &mut W,
+) -> Result<(), StreamError>
+where
+    R: AsyncRead + Send + Unpin + 'static,
+    W: AsyncWrite + Send + Unpin,
+{
+    accept(writer).await?;
+    let (mut from_guest, mut to_guest) = guest.into_split();
+    let input = tokio::spawn(async move {
+        // Ends with the controller's side, which the guest then sees too.
+        let _ = copy(&mut reader, &mut to_guest).await;
+    });
+    let stop_input = AbortOnDrop(input.abort_handle());
+    let ended = tokio::select! {
+        ended = output(&mut from_guest, writer) => ended?,
+        _ = input => return Ok(()),
+    };
+    drop(stop_input);
+    match ended {
+        Output::Ended => Ok(()),
+        Output::Broken(message) => {
+            Ok(frame::write(writer, &ExecFrame::Failed { message }, Limit::STREAM).await?)
+        }
+    }
+}
+
+/// How a guest's output came to its end.
+enum Output {
+    /// With a last frame.
+    Ended,
+    /// Without one.
+    Broken(String),
+}
+
+async fn output<R, W>(from_guest: &mut R, writer: &mut W) -> Result<Output, FrameError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    loop {
+        let payload = match frame::read_payload(from_guest, Limit::STREAM).await {
+            Ok(Some(payload)) => payload,
+            Ok(None) | Err(FrameError::Io(_) | FrameError::Truncated) => {
+                let message =
+                    "the program's end was not seen: its instance ended, or the guest in it";
+                return Ok(Output::Broken(message.to_owned()));
+            }
+            Err(error) => return Ok(Output::Broken(nonsense(&error))),
+        };
+        let is_last = match frame::decode::<ExecFrame>(&payload) {
+            Ok(ExecFrame::Stdout(_) | ExecFrame::Stderr(_) | ExecFrame::Position { .. }) => false,
+            Ok(ExecFrame::Exit { .. } | ExecFrame::Failed { .. }) => true,
+            Ok(
+                ExecFrame::Stdin(_)
+                | ExecFrame::StdinEnd
+                | ExecFrame::Resize(_)
+                | ExecFrame::Signal(_)
+                | ExecFrame::Hangup,
+            ) => return Ok(Output::Broken("the guest sent what only it may receive".to_owned())),
+            Err(error) => return Ok(Output::Broken(nonsense(&error))),
+        };
+        frame::write_payload(writer, &payload, Limit::STREAM).await?;
+        if is_last {
+            return Ok(Output::Ended);
+        }
+    }
+}
+
+fn nonsense(error: &FrameError) -> String {
+    format!("what the guest said makes no sense: {error}")
+}
+
+/// Carries bytes as they are; each half ends by itself.
+pub(super) async fn bytes<R, W>(
+    mut guest: UnixStream,
+    reader: R,
+    writer: &mut W,
+) -> Result<(), StreamError>
+where
+    R: AsyncRead + Send + Unpin,
+    W: AsyncWrite + Send + Unpin,
+{
+    accept(writer).await?;
+    let mut controller = join(reader, writer);
+    let carried = copy_bidirectional_with_sizes(&mut controller, &mut guest, BUFFER, BUFFER).await;
+    carried.map_err(FrameError::Io)?;
+    // A stream that is dropped without this is taken for one that was cut.
+    let _ = controller.shutdown().await;
+    Ok(())
+}
+
+/// Carries datagrams until one side goes.
+pub(super) async fn datagrams<R, W>(
+    guest: UnixStream,
+    mut reader: R,
+    writer: &mut W,
+) -> Result<(), StreamError>
+where
+    R: AsyncRead + Send + Unpin,
+    W: AsyncWrite + Send + Unpin,
+{
+    accept(writer).await?;
+    let (mut from_guest, mut to_guest) = guest.into_split();
+    let back = async {
+        // A guest that says something else has said its last.
+        while let Ok(Some(datagram)) =
+            frame::read::<Datagram, _>(&mut from_guest, Limit::STREAM).await
+        {
+            frame::write(writer, &datagram, Limit::STREAM).await?;
+        }
+        Ok(())
+    };
+    tokio::select! {
+        ended = back => ended,
+        _ = copy(&mut reader, &mut to_guest) => Ok(()),
+    }
+}
