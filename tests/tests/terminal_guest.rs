@@ -103,7 +103,8 @@ async fn a_program_that_counts_misses_no_number_over_a_cut_socket_and_a_killed_c
 async fn a_program_that_fills_the_screen_is_there_again_in_the_size_of_the_new_page() {
     let world = World::start().await;
     let (mut terminal, opened) = world.open("cols=80&rows=24").await;
-    terminal.type_in("printf 'first line\\nlast line\\n' >/tmp/f; vi /tmp/f\r").await;
+    // What is typed is echoed, so what is waited for is something that was not typed.
+    terminal.type_in("printf 'first line\\nlast li%s\\n' ne >/tmp/f; vi /tmp/f\r").await;
     terminal.until("last line").await;
     drop(terminal);
     tokio::time::sleep(AWAY).await;
@@ -111,8 +112,15 @@ async fn a_program_that_fills_the_screen_is_there_again_in_the_size_of_the_new_p
     let (mut terminal, opened) = world.back(&text(&opened, "ticket"), None).await;
 
     assert_eq!(opened["resumed"], true);
+    // Once as it was kept, once painted anew.
     terminal.until("last line").await;
-    terminal.type_in("o and one more\x1b:wq\r").await;
+    terminal.until("last line").await;
+    terminal.type_in("o and one more").await;
+    terminal.until("more").await;
+    // An escape alone ends the insertion; with more behind it, it is another key.
+    terminal.type_in([0x1b]).await;
+    tokio::time::sleep(AWAY).await;
+    terminal.type_in(":wq\r").await;
     terminal.type_in("stty size; cat /tmp/f; echo done=$((1+1))\r").await;
     let shown = String::from_utf8_lossy(&terminal.until("done=2").await).into_owned();
     assert!(shown.contains("30 100"), "{shown}");
@@ -123,7 +131,7 @@ async fn a_program_that_fills_the_screen_is_there_again_in_the_size_of_the_new_p
 async fn a_hangup_ends_the_program_and_what_it_started() {
     let world = World::start().await;
     let (mut terminal, opened) = world.open("").await;
-    terminal.type_in("sleep 4711 & echo started=$((1+1)); wait\r").await;
+    terminal.type_in("echo started=$((1+1)); sleep 4711\r").await;
     terminal.until("started=2").await;
     drop(terminal);
     let list = world.admin.get(&format!("/instances/{}/terminals", world.id)).await;
