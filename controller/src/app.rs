@@ -85,6 +85,8 @@ pub async fn start(config: Config, clock: SharedClock) -> Result<Running> {
     let agents = serve_agents(&ctx, &jobs, &cancel, &tasks).await?;
     forget_old_rows(&ctx, &jobs).await?;
     tasks.spawn(ctx.chain.clone().run(ctx.events.clone(), cancel.clone()));
+    features::terminal::begin(&ctx).await?;
+    tasks.spawn(features::terminal::run(ctx.clone(), cancel.clone()));
 
     let http = serve_api(&ctx, &cancel, &tasks).await?;
     tasks.spawn(admin::listen(ctx.clone(), cancel.clone())?);

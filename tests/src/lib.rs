@@ -9,6 +9,7 @@ pub mod disk;
 pub mod dockerd;
 pub mod dump;
 pub mod images;
+pub mod imagined;
 pub mod model;
 pub mod nginx;
 pub mod node;

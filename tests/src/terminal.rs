@@ -83,6 +83,36 @@ impl Terminal {
         }
     }
 
+    /// Comes back to a terminal by its ticket; `offset` is what was seen of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Terminal::open`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Terminal::open`].
+    pub async fn attach(
+        client: &Client,
+        instance: &str,
+        ticket: &str,
+        offset: Option<u64>,
+    ) -> Result<Self, (StatusCode, Value)> {
+        let mut terminal = Self::open(client, instance, "attach=1&cols=100&rows=30").await?;
+        let mut frame = serde_json::json!({ "type": "attach", "ticket": ticket });
+        if let Some(offset) = offset {
+            frame["offset"] = offset.into();
+        }
+        terminal.say(&frame.to_string()).await;
+        Ok(terminal)
+    }
+
+    /// Says goodbye as a page that is closed does, without a word about the program.
+    pub async fn leave(mut self) {
+        let _ = self.socket.close(None).await;
+        while let Some(Ok(_)) = self.socket.next().await {}
+    }
+
     /// Types something.
     pub async fn type_in(&mut self, keys: impl AsRef<[u8]>) {
         let keys = Message::Binary(keys.as_ref().to_vec().into());

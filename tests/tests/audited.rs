@@ -2,6 +2,8 @@
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use sqlx::ConnectOptions as _;
+use sqlx::sqlite::SqliteConnectOptions;
 use tianqi_tests::api::{Operation, operations};
 use tianqi_tests::client::{Client, text};
 use tianqi_tests::cluster::{ADMIN_PASSWORD, Agent, AgentOptions, Cluster};
@@ -218,12 +220,32 @@ impl World {
             let path = template.replace("{id}", id).replace("{session}", &inner);
             return path.replace("{token}", &inner);
         }
+        if template.contains("{terminal}") {
+            let terminal = self.left_terminal(id).await;
+            return template.replace("{id}", id).replace("{terminal}", &terminal);
+        }
         if !operation.template.contains("{uuid}") {
             return operation.path(id);
         }
         let cards = self.admin.get(&format!("/nodes/{id}/gpus")).await;
         let card = text(&cards[0], "uuid");
         operation.template.replace("{id}", id).replace("{uuid}", &card)
+    }
+
+    /// Writes a terminal of the admin's, because there is no engine here to open one, and returns its id.
+    async fn left_terminal(&self, instance: &str) -> String {
+        let me = text(&self.admin.get("/me").await, "id");
+        let id = uuid::Uuid::now_v7();
+        let bytes = |id: &str| id.parse::<uuid::Uuid>().unwrap().into_bytes().to_vec();
+        let file = self.cluster.data_dir().join("tianqi.db");
+        let mut db = SqliteConnectOptions::new().filename(file).connect().await.unwrap();
+        let sql = "insert into terminals (id, instance_id, user_id, ticket_hash, attachment, shell, \
+             created_at, detached_at) values (?, ?, ?, ?, ?, 'sh', ?, ?)";
+        let now = tianqi_common::clock::SystemClock::shared().now().0;
+        let row = sqlx::query(sql).bind(bytes(&id.to_string())).bind(bytes(instance));
+        let row = row.bind(bytes(&me)).bind(vec![7_u8; 32]).bind(bytes(&id.to_string()));
+        row.bind(now).bind(now).execute(&mut db).await.unwrap();
+        id.to_string()
     }
 
     /// Returns the audit's rows about a request.

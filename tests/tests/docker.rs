@@ -308,7 +308,7 @@ async fn logs_usage_and_errors_are_told_as_they_are() {
     node.want_instance(&wanted);
     let container = node.until_running(wanted.id).await.container_id.unwrap();
 
-    let request = LogRequest { tail: 10, follow: true, timestamps: false };
+    let request = LogRequest { tail: Some(10), follow: true, ..LogRequest::default() };
     let mut pieces = docker.logs(&container, request).await.unwrap();
     let first = pieces.next().await.unwrap().unwrap();
     assert_eq!((first.kind, &first.bytes[..]), (OutputKind::Stdout, &b"ready\n"[..]));

@@ -36,6 +36,8 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("get", "/instances/{id}/logs", "instances:logs"),
     ("get", "/instances/{id}/stats", "instances:read"),
     ("get", "/instances/{id}/terminal", "instances:exec"),
+    ("get", "/instances/{id}/terminals", "instances:exec"),
+    ("delete", "/instances/{id}/terminals/{terminal}", "instances:exec"),
     ("get", "/placements", "placements:read"),
     ("get", "/nodes", "nodes:read"),
     ("get", "/nodes/{id}", "nodes:read"),
@@ -234,7 +236,14 @@ fn wrong(
         && operation.template.starts_with("/instances/{id}");
     // Whoever gets so far as to be told that these do not exist was let in.
     let is_inner = |code: &str| {
-        ["no_such_join_token", "no_such_gpu", "no_such_session", "no_such_token"].contains(&code)
+        [
+            "no_such_join_token",
+            "no_such_gpu",
+            "no_such_session",
+            "no_such_token",
+            "no_such_terminal",
+        ]
+        .contains(&code)
     };
     let missing =
         answer["code"].as_str().is_some_and(|code| code.starts_with("no_such_") && !is_inner(code));

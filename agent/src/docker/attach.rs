@@ -131,6 +131,23 @@ impl Decoder {
         Self::Frames { kind: OutputKind::Stdout, left: 0 }
     }
 
+    /// The same by whole frames. One that is longer than any message of Docker's is handed on in pieces
+    /// all the same.
+    pub(super) fn take_whole(
+        &mut self,
+        buffer: &mut BytesMut,
+    ) -> Result<Option<Output>, DockerError> {
+        if let (Self::Frames { left: 0, .. }, Some([_, _, _, _, a, b, c, d])) =
+            (&*self, buffer.first_chunk::<8>())
+        {
+            let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+            if length <= PIECE && buffer.len() < 8 + length {
+                return Ok(None);
+            }
+        }
+        self.take(buffer)
+    }
+
     /// Returns the next piece of `buffer`; nothing when more bytes are needed. A frame is handed on
     /// as it arrives, so that its length never makes the buffer grow.
     pub(super) fn take(&mut self, buffer: &mut BytesMut) -> Result<Option<Output>, DockerError> {
@@ -165,6 +182,16 @@ impl Decoder {
             let _ = buffer.split_to(8);
         }
     }
+}
+
+/// Returns how long the time at the beginning of a message is, with the space after it:
+/// `2026-01-31T08:30:00.123456789Z `, or with an offset in place of `Z`. 0 when there is none.
+#[must_use]
+pub fn time_length(message: &[u8]) -> usize {
+    let head = message.get(..36.min(message.len())).unwrap_or_default();
+    let space = head.iter().position(|byte| *byte == b' ');
+    let is_time = head.first().is_some_and(u8::is_ascii_digit) && head.get(10) == Some(&b'T');
+    space.filter(|_| is_time).map_or(0, |space| space + 1)
 }
 
 fn broken(message: &str) -> DockerError {

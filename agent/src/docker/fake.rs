@@ -42,7 +42,11 @@ struct State {
     faults: Vec<(&'static str, DockerError)>,
     stop_takes: Duration,
     calls: Vec<String>,
+    logs: Option<Script>,
 }
+
+/// What the next readings of an output are asked for, and what they give.
+type Script = Arc<dyn Fn(LogRequest) -> Pieces<Output> + Send + Sync>;
 
 impl FakeDocker {
     /// Returns an engine with nothing in it.
@@ -70,6 +74,11 @@ impl FakeDocker {
     /// Lets every stop take this long.
     pub fn set_stop_time(&self, time: Duration) {
         self.state().stop_takes = time;
+    }
+
+    /// Says what every output gives.
+    pub fn set_logs(&self, script: impl Fn(LogRequest) -> Pieces<Output> + Send + Sync + 'static) {
+        self.state().logs = Some(Arc::new(script));
     }
 
     /// Lets a container's first process end.
@@ -316,9 +325,13 @@ impl Docker for FakeDocker {
         }))
     }
 
-    fn logs<'a>(&'a self, container: &'a str, _: LogRequest) -> Reply<'a, Pieces<Output>> {
+    fn logs<'a>(&'a self, container: &'a str, wanted: LogRequest) -> Reply<'a, Pieces<Output>> {
         let found = self.call("logs", container).and_then(|()| self.found(container));
-        at_once(found.map(|_| stream::empty().boxed()))
+        let script = self.state().logs.clone();
+        at_once(found.map(|_| match script {
+            Some(script) => script(wanted),
+            None => stream::empty().boxed(),
+        }))
     }
 
     fn usage<'a>(&'a self, container: &'a str) -> Reply<'a, ContainerUsage> {

@@ -26,7 +26,7 @@ use tianqi_common::shell::SHELLS;
 use tianqi_common::wire::inventory::DockerEngine;
 use tianqi_common::wire::stream::{PtySize, RegistryCredentials};
 
-pub use attach::{ExecReader, ExecSession, ExecWriter, Output, OutputKind};
+pub use attach::{ExecReader, ExecSession, ExecWriter, Output, OutputKind, time_length};
 pub use endpoint::Endpoint;
 pub use engine::Engine;
 pub use error::DockerError;
@@ -95,7 +95,8 @@ pub trait Docker: Send + Sync + 'static {
         credentials: Option<RegistryCredentials>,
     ) -> Reply<'a, Pieces<PullProgress>>;
 
-    /// Returns a container's output.
+    /// Returns a container's output, one message as Docker kept it for each piece: a line with its end,
+    /// or 16 KiB of a longer one, after its time if that was asked for.
     fn logs<'a>(&'a self, container: &'a str, wanted: LogRequest) -> Reply<'a, Pieces<Output>>;
 
     /// Returns what a running container uses.

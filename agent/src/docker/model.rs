@@ -222,8 +222,12 @@ pub struct PullProgress {
 /// Which output of a container is wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogRequest {
-    /// Lines from the end.
-    pub tail: u32,
+    /// Lines from the end; everything when nothing.
+    pub tail: Option<u32>,
+    /// Nothing older.
+    pub since: Option<UnixMillis>,
+    /// Nothing newer.
+    pub until: Option<UnixMillis>,
     /// Whether to go on with what comes.
     pub follow: bool,
     /// Whether each line begins with its time.

@@ -3,13 +3,18 @@
 //! A stream answers with one [`StreamReply`] and then carries its kind's own frames. Its two halves
 //! are any byte streams, so that everything here is tested without a network.
 
+mod batch;
 mod check;
 mod dial;
 mod exec;
 mod logs;
+#[cfg(test)]
+mod logs_tests;
 mod pull;
 mod relay;
+mod search;
 mod slots;
+mod tail;
 
 use std::sync::Arc;
 
@@ -19,7 +24,7 @@ use tianqi_common::wire::frame::{self, FrameError, Limit};
 use tianqi_common::wire::stream::{StreamOpen, StreamRefusal, StreamReply};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::docker::{Container, Docker, DockerError, DockerHandle};
 use crate::guest::{Answer, Guests};
@@ -29,6 +34,8 @@ use slots::{Slot, Slots};
 
 /// Programs and terminals of one instance at once; another is refused.
 pub const MAX_PER_INSTANCE: usize = 64;
+/// Searches for the last lines at once, each of which keeps some megabytes; another waits.
+const TAILS: usize = 8;
 /// Connections into one instance at once.
 const MAX_DIALS: usize = 1_024;
 
@@ -59,6 +66,7 @@ pub struct Streams {
     clock: SharedClock,
     slots: Slots,
     dials: Slots,
+    tails: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Streams {
@@ -77,7 +85,8 @@ impl Streams {
         clock: SharedClock,
     ) -> Self {
         let (slots, dials) = (Slots::new(MAX_PER_INSTANCE), Slots::new(MAX_DIALS));
-        Self { docker, guests, pulled, check, clock, slots, dials }
+        let tails = Arc::new(Semaphore::new(TAILS));
+        Self { docker, guests, pulled, check, clock, slots, dials, tails }
     }
 
     /// Serves one stream to its end. A failure concerns this stream alone and is logged here.
@@ -89,7 +98,12 @@ impl Streams {
         let kind = open.kind();
         let served = match open {
             StreamOpen::Exec(wanted) => exec::serve(self, wanted, reader, &mut writer).await,
-            StreamOpen::Logs(wanted) => logs::serve(self, wanted, &mut reader, &mut writer).await,
+            StreamOpen::Logs(wanted) => {
+                logs::serve(self, logs::asked(&wanted), &mut reader, &mut writer).await
+            }
+            StreamOpen::LogQuery(wanted) => {
+                logs::serve(self, wanted, &mut reader, &mut writer).await
+            }
             StreamOpen::Pull(wanted) => pull::serve(self, wanted, &mut reader, &mut writer).await,
             StreamOpen::Check(settings) => check::serve(&*self.check, settings, &mut writer).await,
             StreamOpen::Terminal(wanted) => {
@@ -98,9 +112,6 @@ impl Streams {
             StreamOpen::Tcp(dial) => dial::tcp(self, dial, reader, &mut writer).await,
             StreamOpen::Udp(dial) => dial::udp(self, dial, reader, &mut writer).await,
             StreamOpen::Sftp(wanted) => dial::sftp(self, wanted, reader, &mut writer).await,
-            StreamOpen::LogQuery(_) => {
-                Err(refused(StreamRefusal::Unsupported, "this agent has no log queries"))
-            }
         };
         match served {
             Ok(()) => {}

@@ -33,6 +33,7 @@ use tianqi_common::clock::SharedClock;
 use tianqi_common::id::UserId;
 
 use crate::config::Config;
+use crate::core::audit::Via;
 use crate::core::db::Db;
 use crate::core::error::{Problem, Result};
 use crate::core::http::rate::Limiter;
@@ -182,8 +183,7 @@ impl<R: resource::Resource, P: Permission> Grant<R, P> {
             Reach::All => true,
             Reach::Own => resource.owner().is_none_or(|owner| owner == actor.id),
             Reach::None => {
-                let detail = format!("your role {} lacks the permission {}", actor.role, P::NAME);
-                return Err(Problem::forbidden("forbidden", detail));
+                return Err(lacks(&actor, P::NAME));
             }
         };
         if !is_visible {
@@ -205,4 +205,18 @@ impl<R: resource::Resource, P: Permission> Grant<R, P> {
         let actor = actor::refresh(authz, &self.actor).await?;
         Self::decide(actor, self.resource.clone()).map(|_| ())
     }
+}
+
+/// A token has what its maker gave it and its account still has, so its role alone may not be to
+/// blame.
+fn lacks(actor: &Actor, permission: &str) -> Problem {
+    let detail = match actor.via {
+        Via::ApiToken => {
+            format!("this token, or the role {} of its account, lacks {permission}", actor.role)
+        }
+        Via::Cookie | Via::Token | Via::Ssh | Via::Local | Via::Agent | Via::System => {
+            format!("your role {} lacks the permission {permission}", actor.role)
+        }
+    };
+    Problem::forbidden("forbidden", detail)
 }

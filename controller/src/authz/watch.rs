@@ -4,11 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tianqi_common::clock::UnixMillis;
+use tianqi_common::id::{InstanceId, UserId};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
+use uuid::Uuid;
 
+use super::account::account;
 use super::resource::{InstanceRef, Resource};
-use super::{Authz, Grant, Permission, credential};
+use super::{Actor, Authz, Grant, Permission, credential};
+use crate::core::audit::Via;
 use crate::core::db::{args, row};
 use crate::core::error::{Problem, Result};
 use crate::core::event::Event;
@@ -107,10 +112,45 @@ async fn stands<P: Permission>(
     grant: &Grant<InstanceRef, P>,
     needs: Needs,
 ) -> Result<()> {
+    grant.recheck(authz).await?;
+    is_as_needed(authz, grant.resource(), needs).await
+}
+
+/// Whether an account could do `P` to an instance if it came: for what is kept while nobody is there.
+/// It is no grant; whoever comes back needs one.
+///
+/// # Errors
+///
+/// Why not, as [`look`].
+pub async fn account_may<P: Permission>(
+    authz: &Authz,
+    user: UserId,
+    instance: InstanceId,
+    needs: Needs,
+) -> Result<()> {
+    let found = account(&authz.db, user).await?.filter(|account| !account.disabled);
+    let account = found.ok_or_else(|| {
+        Problem::unauthorised("unauthorised", "the account is disabled, or there is none any more")
+    })?;
+    let actor = Actor {
+        role: authz.role_of(&account).await?,
+        id: account.id,
+        name: account.name,
+        session: Uuid::nil(),
+        expires_at: UnixMillis(i64::MAX),
+        must_change_password: account.must_change_password,
+        via: Via::System,
+        remote_address: String::new(),
+        request_id: String::new(),
+    };
+    let instance = InstanceRef::find(&authz.db, Some(&instance.to_string())).await?;
+    let grant = Grant::<InstanceRef, P>::decide(actor, instance)?;
+    is_as_needed(authz, grant.resource(), needs).await
+}
+
+async fn is_as_needed(authz: &Authz, instance: &InstanceRef, needs: Needs) -> Result<()> {
     const SQL: &str = "select desired from instances where id = $1 and owner_id = $2 \
          and desired <> 'deleted' and deleted_at is null";
-    grant.recheck(authz).await?;
-    let instance = grant.resource();
     let row: Option<DesiredRow> = authz.db.first(SQL, args![instance.id, instance.owner]).await?;
     let row = row.ok_or_else(InstanceRef::missing)?;
     if needs == Needs::Running && row.desired != "running" {

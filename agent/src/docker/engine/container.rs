@@ -6,8 +6,8 @@ use std::time::Duration;
 use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum};
 use bollard::query_parameters::{
     ContainerArchiveInfoOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
-    ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
-    RemoveVolumeOptions, StartContainerOptions, StopContainerOptionsBuilder,
+    ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions,
+    StartContainerOptions, StopContainerOptionsBuilder,
 };
 use futures_util::stream::{self, StreamExt};
 use tianqi_common::clock::UnixMillis;
@@ -17,10 +17,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{AFTER_GRACE, Engine, QUICK, SLOW};
-use crate::docker::{
-    Container, CreateVolume, DockerError, LogRequest, Output, OutputKind, Pieces, Run, Volume,
-    label,
-};
+use crate::docker::{Container, CreateVolume, DockerError, Run, Volume, label};
 
 /// Containers inspected at once.
 const INSPECTS: usize = 8;
@@ -118,36 +115,6 @@ impl Engine {
             Err(error) if error.is_not_found() => Ok(()),
             other => other,
         }
-    }
-
-    pub(super) async fn read_logs(
-        &self,
-        container: &str,
-        wanted: LogRequest,
-    ) -> Result<Pieces<Output>, DockerError> {
-        // The answer of a missing container would only come with the first piece.
-        self.inspect_ours(container).await?;
-        let options = LogsOptionsBuilder::default()
-            .stdout(true)
-            .stderr(true)
-            .follow(wanted.follow)
-            .timestamps(wanted.timestamps)
-            .tail(&wanted.tail.to_string())
-            .build();
-        use bollard::container::LogOutput;
-        let pieces = self.client.logs(container, Some(options)).map(|piece| {
-            piece.map(|output| match output {
-                LogOutput::StdErr { message } => {
-                    Output { kind: OutputKind::Stderr, bytes: message }
-                }
-                LogOutput::StdOut { message }
-                | LogOutput::StdIn { message }
-                | LogOutput::Console { message } => {
-                    Output { kind: OutputKind::Stdout, bytes: message }
-                }
-            })
-        });
-        Ok(self.pieces("logs", pieces))
     }
 
     pub(super) async fn has_path(&self, container: &str, path: &str) -> Result<bool, DockerError> {

@@ -6,8 +6,9 @@ use bollard::models::ExecConfig;
 use bollard::query_parameters::ResizeExecOptionsBuilder;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -75,17 +76,7 @@ impl Engine {
                 pty.is_some(),
             ));
         }
-        let body = Limited::new(answer.into_body(), REFUSAL).collect().await;
-        let body = body.map(|body| body.to_bytes()).unwrap_or_default();
-        let message = serde_json::from_slice::<serde_json::Value>(&body)
-            .ok()
-            .and_then(|value| Some(value.get("message")?.as_str()?.to_owned()))
-            .unwrap_or_else(|| String::from_utf8_lossy(&body).trim().to_owned());
-        Err(match status.as_u16() {
-            404 => DockerError::NotFound { message },
-            409 => DockerError::Conflict { message },
-            status => DockerError::Refused { status, message },
-        })
+        Err(refusal(answer).await)
     }
 
     pub(super) async fn resize(&self, exec: &str, size: PtySize) -> Result<(), DockerError> {
@@ -146,6 +137,22 @@ impl Engine {
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
         Err(DockerError::NotFound { message: "the program does not run".to_owned() })
+    }
+}
+
+/// Reads why the engine said no.
+pub(super) async fn refusal(answer: Response<Incoming>) -> DockerError {
+    let status = answer.status().as_u16();
+    let body = Limited::new(answer.into_body(), REFUSAL).collect().await;
+    let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+    let message = serde_json::from_slice::<serde_json::Value>(&body)
+        .ok()
+        .and_then(|value| Some(value.get("message")?.as_str()?.to_owned()))
+        .unwrap_or_else(|| String::from_utf8_lossy(&body).trim().to_owned());
+    match status {
+        404 => DockerError::NotFound { message },
+        409 => DockerError::Conflict { message },
+        status => DockerError::Refused { status, message },
     }
 }
 

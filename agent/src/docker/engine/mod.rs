@@ -8,6 +8,7 @@ mod create;
 mod dial;
 mod exec;
 mod image;
+mod logs;
 mod system;
 mod usage;
 

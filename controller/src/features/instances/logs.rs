@@ -4,12 +4,12 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use serde::Deserialize;
-use tianqi_common::wire::stream::{LogFrame, Logs, StreamOpen};
+use serde_json::{Value, json};
+use tianqi_common::wire::stream::{LogFrame, LogQuery as Wanted, StreamOpen, StreamRefusal};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::mpsc;
-use utoipa::IntoParams;
 
+use super::log_query::{LogQuery, in_old_words};
 use super::store;
 use crate::authz::policy::{InstancesLogs, Permission as _};
 use crate::authz::resource::{InstanceRef, Resource as _};
@@ -19,31 +19,16 @@ use crate::core::audit::{Access, Ending};
 use crate::core::error::{Chain, Problem, Result};
 use crate::core::event::Event;
 use crate::core::slots::Slots;
+use crate::core::timestamp::Timestamp;
 use crate::features::Ctx;
-use crate::link::{WorkReader, WorkStream};
+use crate::link::{LinkError, WorkReader, WorkStream};
 
-/// Lines from the end when the caller does not say.
-const TAIL: u32 = 100;
-/// Most lines from the end.
-const TAIL_MAX: u32 = 10_000;
 /// Pieces that wait for a slow reader; when full, the agent waits, and Docker with it.
 const QUEUE: usize = 16;
 /// Outputs that a session may read at once.
 pub(super) const PER_SESSION: usize = 16;
 /// How long the last line may take.
 const GOODBYE: Duration = Duration::from_secs(1);
-
-/// Which output is wanted.
-#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub(super) struct LogQuery {
-    /// Lines from the end, 0 to 10 000; 100 when left out.
-    tail: Option<u32>,
-    /// Whether to go on with what comes.
-    follow: Option<bool>,
-    /// Whether each line begins with its time.
-    timestamps: Option<bool>,
-}
 
 /// Opens the output of an instance. Output and error come in one stream, as they were written; what
 /// ends it before its end is said in a last line that begins with `[tianqi]`.
@@ -53,32 +38,23 @@ pub(super) async fn open(
     query: &LogQuery,
     slots: &Slots,
 ) -> Result<Body> {
-    let tail = query.tail.unwrap_or(TAIL);
-    if tail > TAIL_MAX {
-        let detail = format!("tail is at most {TAIL_MAX}, not {tail}");
-        return Err(Problem::invalid("bad_tail", detail));
-    }
+    let wanted = query.check(grant.resource().id, ctx.clock.now())?;
     let slot = slots.take(grant.actor().session).ok_or_else(|| {
         let detail = format!("this session reads {PER_SESSION} outputs already; end one");
         Problem::too_many("too_many_streams", detail)
     })?;
     let heard = ctx.events.listen();
-    let follow = query.follow.unwrap_or(false);
-    let timestamps = query.timestamps.unwrap_or(false);
-    let logs = Logs { instance: grant.resource().id, tail, follow, timestamps };
-    if grant.resource().node.is_none() {
-        return Err(not_placed(ctx, &grant).await?);
-    }
     let (doer, face) = (grant.actor().doer(), (InstancesLogs::NAME, "logs"));
-    let access = Access::begin(&ctx.db, &ctx.clock.0, doer, face, logs.instance);
-    let stream = match ctx.link.open(&grant, StreamOpen::Logs(logs)).await.map_err(Problem::from) {
+    let access = Access::begin(&ctx.db, &ctx.clock.0, doer, face, wanted.instance);
+    let detail = detail(&wanted, query.is_download());
+    let stream = match stream(ctx, &grant, wanted).await {
         Ok(stream) => stream,
         Err(problem) => {
             access.refused(problem.code).await?;
             return Err(problem);
         }
     };
-    access.opened(serde_json::json!({ "tail": tail, "follow": follow })).await?;
+    access.opened(detail).await?;
     let (pieces, body) = mpsc::channel(QUEUE);
     let carry = carry(ctx.authz.clone(), grant, heard, stream, pieces);
     tokio::spawn(async move {
@@ -92,6 +68,33 @@ pub(super) async fn open(
         body.recv().await.map(|piece| (Ok::<_, Infallible>(piece), body))
     });
     Ok(Body::from_stream(pieces))
+}
+
+/// What the audit says of a reading. What was searched for may be somebody's secret.
+fn detail(wanted: &Wanted, is_download: bool) -> Value {
+    json!({
+        "tail": wanted.tail, "follow": wanted.follow, "download": is_download,
+        "since": wanted.since.map(Timestamp), "until": wanted.until.map(Timestamp),
+        "searched": !wanted.search.is_empty(),
+    })
+}
+
+/// Opens the stream; an agent of before is asked in its own words where it has some.
+async fn stream(
+    ctx: &Ctx,
+    grant: &Grant<InstanceRef, InstancesLogs>,
+    wanted: Wanted,
+) -> Result<WorkStream> {
+    if grant.resource().node.is_none() {
+        return Err(not_placed(ctx, grant).await?);
+    }
+    let old = in_old_words(&wanted);
+    match (ctx.link.open(grant, StreamOpen::LogQuery(wanted)).await, old) {
+        (Err(LinkError::Refused { code: StreamRefusal::Unsupported, .. }), Some(old)) => {
+            Ok(ctx.link.open(grant, StreamOpen::Logs(old)).await?)
+        }
+        (opened, _) => Ok(opened?),
+    }
 }
 
 async fn not_placed(ctx: &Ctx, grant: &Grant<InstanceRef, InstancesLogs>) -> Result<Problem> {

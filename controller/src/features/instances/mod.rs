@@ -18,6 +18,7 @@ mod http_tests;
 pub mod lifecycle;
 #[cfg(test)]
 mod lifecycle_tests;
+mod log_query;
 mod logs;
 pub mod model;
 mod placements;

@@ -2,7 +2,7 @@
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::actions::{self, Verb};
-use super::logs::{self, LogQuery};
+use super::log_query::LogQuery;
+use super::logs;
 use super::model::{CreateInstance, DELETE_MANY_MAX, PatchInstance};
 use super::placements::{self, PlacementQuery};
 use super::view::{self, EventView, InstanceQuery, InstanceView};
@@ -192,7 +193,8 @@ pub(super) async fn events(
     view::history(&ctx.db, grant.resource().id, &query).await.map(Json)
 }
 
-/// Returns an instance's output, as it was written; with `follow` it goes on.
+/// Returns an instance's output, as it was written; with `follow` it goes on, with `download` it is a
+/// file.
 #[utoipa::path(get, path = "/instances/{id}/logs", tag = "instances", params(("id" = Uuid, Path), LogQuery),
     responses((status = 200, body = String, content_type = "text/plain"), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 pub(super) async fn logs(
@@ -201,8 +203,14 @@ pub(super) async fn logs(
     Query(query): Query<LogQuery>,
     Extension(slots): Extension<Slots>,
 ) -> Result<Response> {
+    // The name of an instance is letters, digits, `-` and `_`.
+    let file = format!("attachment; filename=\"{}.log\"", grant.resource().name);
     let body = logs::open(&ctx, grant, &query, &slots).await?;
-    Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
+    let head = [(CONTENT_TYPE, "text/plain; charset=utf-8")];
+    if query.is_download() {
+        return Ok((head, [(CONTENT_DISPOSITION, file)], body).into_response());
+    }
+    Ok((head, body).into_response())
 }
 
 /// Says where a request would go, and why not elsewhere.

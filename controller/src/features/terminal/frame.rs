@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tianqi_common::wire::frame::CHUNK;
 use tianqi_common::wire::stream::{ExecFrame, PtySize};
 
+use super::ticket::Ticket;
 use crate::core::error::Problem;
 
 /// Most bytes of a binary frame from a browser.
@@ -16,13 +17,44 @@ pub(super) const TEXT_MAX: usize = 1 << 10;
 const SIZE_MAX: u16 = 10_000;
 
 /// What a browser says in text.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 enum FromBrowser {
     /// The terminal has another size.
     Resize { cols: u16, rows: u16 },
     /// Is anybody there?
     Ping {},
+    /// End the program; without this word a page that goes only leaves it.
+    Hangup {},
+    /// Come back to a terminal; the first frame after `?attach=1`.
+    Attach {
+        /// From the last `opened`.
+        ticket: Ticket,
+        /// Bytes that the page has seen; left out by a page that has nothing of it any more.
+        offset: Option<u64>,
+    },
+}
+
+/// What a page says to come back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Attach {
+    /// Its ticket.
+    pub ticket: Ticket,
+    /// Bytes that it has seen; nothing when the whole screen is wanted.
+    pub offset: Option<u64>,
+}
+
+/// How one comes back to a program that is opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Return {
+    /// Good for one return.
+    pub ticket: Ticket,
+    /// Seconds that it is kept after its page has gone.
+    pub expires_s: u64,
+    /// Bytes that it had shown before what follows.
+    pub offset: u64,
+    /// Whether this is a return.
+    pub resumed: bool,
 }
 
 /// What the controller says in text.
@@ -30,7 +62,13 @@ enum FromBrowser {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum ToBrowser {
     /// The program runs; the first frame.
-    Opened,
+    Opened {
+        /// Whether one can come back to it; its node may have no place to keep it.
+        kept: bool,
+        /// How.
+        #[serde(flatten)]
+        back: Option<Return>,
+    },
     /// The answer to a ping.
     Pong,
     /// The program ended; the last frame.
@@ -58,6 +96,10 @@ pub(super) enum Heard {
     Nothing,
     /// The browser goes.
     Leaves,
+    /// The program is to end.
+    Hangup,
+    /// The page comes back to a terminal.
+    Attach(Attach),
     /// Say this and end.
     Refuse(ToBrowser),
 }
@@ -71,12 +113,19 @@ pub(super) enum Shown {
     Word(ToBrowser),
     /// Say this and end.
     Last(ToBrowser),
+    /// The way to the program ended; this is what is known of why.
+    Lost(ToBrowser),
 }
 
 impl ToBrowser {
     /// An error from its parts.
     pub(super) fn error(code: &str, message: impl Into<String>) -> Self {
         Self::Error { code: code.to_owned(), message: message.into() }
+    }
+
+    /// The first word of a program to which nobody can come back.
+    pub(super) fn opened() -> Self {
+        Self::Opened { kept: false, back: None }
     }
 
     /// Returns the frame's text.
@@ -119,6 +168,8 @@ fn from_text(text: &str) -> Heard {
     }
     match serde_json::from_str(text) {
         Ok(FromBrowser::Ping {}) => Heard::Answer(ToBrowser::Pong),
+        Ok(FromBrowser::Hangup {}) => Heard::Hangup,
+        Ok(FromBrowser::Attach { ticket, offset }) => Heard::Attach(Attach { ticket, offset }),
         Ok(FromBrowser::Resize { cols, rows }) => match size(cols, rows) {
             Some(size) => Heard::Pass(ExecFrame::Resize(size)),
             None => Heard::Refuse(ToBrowser::error(
@@ -128,7 +179,7 @@ fn from_text(text: &str) -> Heard {
         },
         Err(_) => Heard::Refuse(ToBrowser::error(
             "bad_frame",
-            "a text frame is a resize or a ping as JSON; keys are sent as binary frames",
+            "a text frame is a resize, a ping or a hangup as JSON; keys are sent as binary frames",
         )),
     }
 }
@@ -138,7 +189,7 @@ pub(super) fn from_agent(frame: ExecFrame) -> Shown {
     match frame {
         ExecFrame::Stdout(bytes) | ExecFrame::Stderr(bytes) => Shown::Bytes(bytes),
         ExecFrame::Exit { code } => Shown::Last(ToBrowser::Exit { code }),
-        ExecFrame::Failed { message } => Shown::Last(ToBrowser::error("failed", message)),
+        ExecFrame::Failed { message } => Shown::Lost(ToBrowser::error("failed", message)),
         ExecFrame::Stdin(_)
         | ExecFrame::StdinEnd
         | ExecFrame::Resize(_)
@@ -150,96 +201,8 @@ pub(super) fn from_agent(frame: ExecFrame) -> Shown {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn vectors() -> Value {
-        let text = include_str!("../../../../tests/vectors/terminal.json");
-        serde_json::from_str(text).unwrap()
-    }
-
-    fn bytes(hex: &Value) -> Bytes {
-        hex::decode(hex.as_str().unwrap()).unwrap().into()
-    }
-
-    fn told(frame: &ToBrowser) -> Value {
-        serde_json::from_str(&frame.text()).unwrap()
-    }
-
-    #[test]
-    fn each_message_of_the_vectors_means_what_they_say() {
-        for vector in vectors()["from_browser"].as_array().unwrap() {
-            let message = match vector["text"].as_str() {
-                Some(text) => Message::Text(text.into()),
-                None => Message::Binary(bytes(&vector["binary"])),
-            };
-
-            let gives = match from_browser(message) {
-                Heard::Pass(ExecFrame::Stdin(bytes)) => json!({ "stdin": hex::encode(bytes) }),
-                Heard::Pass(ExecFrame::Resize(PtySize { cols, rows })) => {
-                    json!({ "resize": { "cols": cols, "rows": rows } })
-                }
-                Heard::Answer(answer) => json!({ "answer": told(&answer) }),
-                Heard::Refuse(error) => json!({ "error": told(&error)["code"] }),
-                heard @ (Heard::Pass(_) | Heard::Nothing | Heard::Leaves) => {
-                    panic!("{vector}: {heard:?}")
-                }
-            };
-
-            assert_eq!(gives, vector["gives"], "{vector}");
-        }
-    }
-
-    #[test]
-    fn each_frame_of_an_agent_is_shown_as_the_vectors_say() {
-        for vector in vectors()["to_browser"].as_array().unwrap() {
-            let (kind, value) = vector["agent"].as_object().unwrap().iter().next().unwrap();
-            let frame = match kind.as_str() {
-                "stdout" => ExecFrame::Stdout(bytes(value)),
-                "stderr" => ExecFrame::Stderr(bytes(value)),
-                "stdin" => ExecFrame::Stdin(bytes(value)),
-                "exit" => ExecFrame::Exit { code: value.as_i64().unwrap().try_into().unwrap() },
-                _ => ExecFrame::Failed { message: value.as_str().unwrap().to_owned() },
-            };
-
-            match from_agent(frame) {
-                Shown::Bytes(shown) => assert_eq!(shown, bytes(&vector["binary"]), "{vector}"),
-                Shown::Last(last) => assert_eq!(told(&last), vector["json"], "{vector}"),
-                Shown::Word(word) => panic!("{vector}: {word:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_told_is_written_as_the_vectors_say() {
-        let message = "the instance does not run; start it first";
-        let all = [
-            ToBrowser::Opened,
-            ToBrowser::Pong,
-            ToBrowser::Exit { code: 0 },
-            ToBrowser::error("not_running", message),
-        ];
-
-        let told: Vec<_> = all.iter().map(told).collect();
-
-        assert_eq!(Value::from(told), vectors()["told"]);
-    }
-
-    #[test]
-    fn frames_over_their_limits_are_refused() {
-        let long = format!("{{\"type\":\"ping\"{}}}", " ".repeat(TEXT_MAX));
-        let big = Bytes::from(vec![0; BINARY_MAX + 1]);
-
-        for message in [Message::Text(long.into()), Message::Binary(big)] {
-            let heard = from_browser(message);
-            assert!(
-                matches!(&heard, Heard::Refuse(ToBrowser::Error { code, .. }) if code == "too_large")
-            );
-        }
-        let full = Message::Binary(vec![0; BINARY_MAX].into());
-        assert!(matches!(from_browser(full), Heard::Pass(_)));
-    }
-}
+/// What a page is told whose place another one takes.
+pub(super) const TAKEN_OVER: &str = "another page came back to this terminal and has it now";
+/// What a page is told that comes too late, whatever the reason: a stranger learns nothing by it.
+pub(super) const GONE: &str = "this terminal is gone: its program ended, nobody came back in \
+     time, or the ticket is an old one; open another";

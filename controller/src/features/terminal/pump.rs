@@ -5,16 +5,18 @@
 //! program does not read therefore never holds up its output. When the queue is full the agent
 //! waits, and the program with it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, close_code};
+use axum::extract::ws::Message;
 use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
 use tianqi_common::wire::stream::ExecFrame;
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use super::frame::{self, Heard, Shown, ToBrowser};
+use super::goodbye::say_goodbye;
 use crate::authz::watch::InUse;
 use crate::core::error::Problem;
 use crate::link::{WorkReader, WorkStream, WorkWriter};
@@ -23,8 +25,8 @@ use crate::link::{WorkReader, WorkStream, WorkWriter};
 pub(super) const PING: Duration = Duration::from_secs(20);
 /// A browser that says nothing for so long, not even to a ping, is gone.
 pub(super) const SILENCE: Duration = Duration::from_secs(60);
-/// How long the last word and the end of the connection may take.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// How long a kept program may take to hear that it is hung up, and its agent to say that it is.
+const HANGUP: Duration = Duration::from_secs(2);
 /// Pieces of output that wait for the browser; when full, the agent waits.
 const QUEUE: usize = 16;
 
@@ -33,12 +35,29 @@ const QUEUE: usize = 16;
 pub(super) enum End {
     /// The program ended or broke; this was said of it.
     Program(ToBrowser),
+    /// The way to the program ended; a kept one runs on.
+    Lost(ToBrowser),
     /// The browser went away.
     BrowserLeft,
     /// The browser was silent for too long.
     BrowserSilent,
-    /// The controller ends it, for this reason.
+    /// The browser said that it is enough, of a program that is not kept.
+    HungUp,
+    /// The browser said what is not understood.
     Refused(ToBrowser),
+    /// The right to it ended, for this reason.
+    RightEnded(ToBrowser),
+}
+
+/// A program that is open, and what is said of it first.
+#[derive(Debug)]
+pub(super) struct Line {
+    /// Both directions.
+    pub work: WorkStream,
+    /// The first word.
+    pub opened: ToBrowser,
+    /// Whether it outlives its stream.
+    pub is_kept: bool,
 }
 
 /// What was carried.
@@ -48,6 +67,8 @@ pub(super) struct Carried {
     pub bytes_in: u64,
     /// Bytes to the browser.
     pub bytes_out: u64,
+    /// Whether the program was told to end.
+    pub is_hung_up: bool,
     /// How it ended.
     pub end: End,
 }
@@ -56,98 +77,152 @@ pub(super) struct Carried {
 struct Counts {
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
+    is_hung_up: AtomicBool,
+    /// Whether a frame to the agent was begun and not ended.
+    is_in_frame: AtomicBool,
 }
 
-/// Carries bytes until one side ends or `right` says why the right to it has.
-pub(super) async fn carry<S, K, E>(
+/// Carries bytes until one side ends or `right` says why the right to it has. Why the way to a kept
+/// program ended is asked of `lost`.
+pub(super) async fn carry<S, K, E, L>(
     mut source: S,
     mut sink: K,
-    work: WorkStream,
+    line: Line,
     in_use: InUse,
     right: impl Future<Output = Problem>,
+    lost: impl FnOnce(ToBrowser) -> L,
 ) -> Carried
 where
     S: Stream<Item = Result<Message, E>> + Unpin,
     K: Sink<Message> + Unpin,
+    L: Future<Output = ToBrowser>,
 {
+    let Line { work: WorkStream { mut writer, mut reader }, opened, is_kept } = line;
     let (queue, queued) = mpsc::channel(QUEUE);
     let counts = Counts::default();
     // A new queue has room.
-    let _ = queue.try_send(Shown::Word(ToBrowser::Opened));
-    let end = tokio::select! {
-        end = input(&mut source, work.writer, queue.clone(), &counts, &in_use) => end,
-        never = output(work.reader, queue) => match never {},
+    let _ = queue.try_send(Shown::Word(opened));
+    let typing = Typing { queue: queue.clone(), counts: &counts, in_use: &in_use, is_kept };
+    let mut end = tokio::select! {
+        end = typing.input(&mut source, &mut writer) => end,
+        never = output(&mut reader, queue) => match never {},
         end = write(&mut sink, queued, &counts) => end,
-        problem = right => End::Refused(problem.into()),
+        problem = right => right_ended(problem),
     };
-    // Both halves of the stream are dropped here, which ends the program.
-    say_goodbye(&mut source, &mut sink, &end).await;
+    if let (true, End::Lost(word)) = (is_kept, &end) {
+        end = End::Lost(lost(word.clone()).await);
+    }
+    let parting = async {
+        if is_kept && matches!(end, End::RightEnded(_)) {
+            hang_up(&mut writer, &mut reader, &counts).await;
+        }
+        // Without them a program that is not kept ends.
+        drop((writer, reader));
+    };
+    tokio::join!(parting, say_goodbye(&mut source, &mut sink, &end));
     Carried {
         bytes_in: counts.bytes_in.load(Ordering::Relaxed),
         bytes_out: counts.bytes_out.load(Ordering::Relaxed),
+        is_hung_up: counts.is_hung_up.load(Ordering::Relaxed),
         end,
     }
 }
 
-/// Tells a browser why its terminal was not opened.
-pub(super) async fn refuse<S, K, E>(mut source: S, mut sink: K, error: ToBrowser)
-where
-    S: Stream<Item = Result<Message, E>> + Unpin,
-    K: Sink<Message> + Unpin,
-{
-    say_goodbye(&mut source, &mut sink, &End::Program(error)).await;
+/// A controller that ends takes no right away.
+fn right_ended(problem: Problem) -> End {
+    match problem.code {
+        "ending" => End::Lost(problem.into()),
+        _ => End::RightEnded(problem.into()),
+    }
 }
 
-/// From the browser to the program.
-async fn input<S, E>(
-    source: &mut S,
-    mut writer: WorkWriter,
-    queue: mpsc::Sender<Shown>,
-    counts: &Counts,
-    in_use: &InUse,
-) -> End
-where
-    S: Stream<Item = Result<Message, E>> + Unpin,
-{
-    let mut takes_input = true;
-    loop {
-        let message = match tokio::time::timeout(SILENCE, source.next()).await {
-            Ok(Some(Ok(message))) => message,
-            Ok(Some(Err(_)) | None) => return End::BrowserLeft,
-            Err(_) => return End::BrowserSilent,
-        };
-        match frame::from_browser(message) {
-            Heard::Pass(frame) if takes_input => {
-                if let ExecFrame::Stdin(bytes) = &frame {
-                    counts.bytes_in.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                    in_use.mark();
-                }
-                // A program that has ended takes no more; how it ended comes with its output.
-                takes_input = writer.send(&frame).await.is_ok();
-            }
-            Heard::Pass(_) | Heard::Nothing => {}
-            Heard::Answer(answer) => {
-                // Left out when the queue is full: then output shows that somebody is there.
-                let _ = queue.try_send(Shown::Word(answer));
-            }
-            Heard::Leaves => return End::BrowserLeft,
-            Heard::Refuse(error) => return End::Refused(error),
+/// Tells a kept program to end. One that does not read its input may have left a frame half sent;
+/// then nothing more can be said on this stream.
+async fn hang_up(writer: &mut WorkWriter, reader: &mut WorkReader, counts: &Counts) {
+    if counts.is_in_frame.load(Ordering::Relaxed) {
+        return;
+    }
+    let told = async {
+        if writer.send(&ExecFrame::Hangup).await.is_err() {
+            return;
         }
+        counts.is_hung_up.store(true, Ordering::Relaxed);
+        // An agent that cannot write may not read to the end either, so its output is taken until
+        // it is over.
+        let mut scrap = [0; 4_096];
+        while reader.read(&mut scrap).await.is_ok_and(|length| length > 0) {}
+    };
+    let _ = tokio::time::timeout(HANGUP, told).await;
+}
+
+/// What goes from the browser to the program.
+struct Typing<'a> {
+    queue: mpsc::Sender<Shown>,
+    counts: &'a Counts,
+    in_use: &'a InUse,
+    is_kept: bool,
+}
+
+impl Typing<'_> {
+    async fn input<S, E>(&self, source: &mut S, writer: &mut WorkWriter) -> End
+    where
+        S: Stream<Item = Result<Message, E>> + Unpin,
+    {
+        let mut takes_input = true;
+        loop {
+            let message = match tokio::time::timeout(SILENCE, source.next()).await {
+                Ok(Some(Ok(message))) => message,
+                Ok(Some(Err(_)) | None) => return End::BrowserLeft,
+                Err(_) => return End::BrowserSilent,
+            };
+            match frame::from_browser(message) {
+                // A program that has ended takes no more; how it ended comes with its output.
+                Heard::Pass(frame) if takes_input => takes_input = self.pass(writer, frame).await,
+                Heard::Pass(_) | Heard::Nothing => {}
+                Heard::Answer(answer) => {
+                    // Left out when the queue is full: then output shows that somebody is there.
+                    let _ = self.queue.try_send(Shown::Word(answer));
+                }
+                Heard::Leaves => return End::BrowserLeft,
+                Heard::Hangup if self.is_kept => {
+                    takes_input = self.pass(writer, ExecFrame::Hangup).await;
+                    self.counts.is_hung_up.store(takes_input, Ordering::Relaxed);
+                }
+                Heard::Hangup => return End::HungUp,
+                Heard::Attach(_) => {
+                    let problem = "only the first frame after ?attach=1 comes back to a terminal";
+                    return End::Refused(ToBrowser::error("bad_frame", problem));
+                }
+                Heard::Refuse(error) => return End::Refused(error),
+            }
+        }
+    }
+
+    /// Sends one frame; returns whether the agent takes more.
+    async fn pass(&self, writer: &mut WorkWriter, frame: ExecFrame) -> bool {
+        if let ExecFrame::Stdin(bytes) = &frame {
+            self.counts.bytes_in.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            self.in_use.mark();
+        }
+        self.counts.is_in_frame.store(true, Ordering::Relaxed);
+        let is_sent = writer.send(&frame).await.is_ok();
+        self.counts.is_in_frame.store(!is_sent, Ordering::Relaxed);
+        is_sent
     }
 }
 
 /// From the program into the queue. Ends with the task: the writer says the last word.
-async fn output(mut reader: WorkReader, queue: mpsc::Sender<Shown>) -> std::convert::Infallible {
+async fn output(reader: &mut WorkReader, queue: mpsc::Sender<Shown>) -> std::convert::Infallible {
     loop {
         let shown = match reader.next::<ExecFrame>().await {
             Ok(Some(frame)) => frame::from_agent(frame),
             Ok(None) => {
                 let message = "the connection to the program ended without an exit code";
-                Shown::Last(ToBrowser::error("node_lost", message))
+                Shown::Lost(ToBrowser::error("node_lost", message))
             }
-            Err(error) => Shown::Last(Problem::from(error).into()),
+            Err(error) => Shown::Lost(Problem::from(error).into()),
         };
-        let is_last = matches!(shown, Shown::Last(_));
+        let is_last = matches!(shown, Shown::Last(_) | Shown::Lost(_));
         if queue.send(shown).await.is_err() || is_last {
             return std::future::pending().await;
         }
@@ -181,6 +256,10 @@ where
                 let is_sent = sink.flush().await.is_ok();
                 return if is_sent { End::Program(last) } else { End::BrowserLeft };
             }
+            Some(Shown::Lost(word)) => {
+                let is_sent = sink.flush().await.is_ok();
+                return if is_sent { End::Lost(word) } else { End::BrowserLeft };
+            }
             // Those who fill the queue end no sooner than this.
             None => return std::future::pending().await,
         };
@@ -191,37 +270,4 @@ where
             return End::BrowserLeft;
         }
     }
-}
-
-/// Says why it ended, and waits for the browser's goodbye: a connection that is cut with unread
-/// input loses what was said last. A browser that is slow is cut off.
-async fn say_goodbye<S, K, E>(source: &mut S, sink: &mut K, end: &End)
-where
-    S: Stream<Item = Result<Message, E>> + Unpin,
-    K: Sink<Message> + Unpin,
-{
-    let _ = tokio::time::timeout(GOODBYE, part(source, sink, end)).await;
-}
-
-async fn part<S, K, E>(source: &mut S, sink: &mut K, end: &End)
-where
-    S: Stream<Item = Result<Message, E>> + Unpin,
-    K: Sink<Message> + Unpin,
-{
-    let (last, code) = match end {
-        End::Program(last @ ToBrowser::Exit { .. }) => (Some(last), close_code::NORMAL),
-        End::Program(last) => (Some(last), close_code::ERROR),
-        End::Refused(last) => (Some(last), close_code::POLICY),
-        End::BrowserLeft | End::BrowserSilent => (None, close_code::NORMAL),
-    };
-    if let Some(last) = last
-        && sink.send(Message::Text(last.text().into())).await.is_err()
-    {
-        return;
-    }
-    let close = CloseFrame { code, reason: "".into() };
-    if sink.send(Message::Close(Some(close))).await.is_err() || *end == End::BrowserLeft {
-        return;
-    }
-    while let Some(Ok(_)) = source.next().await {}
 }

@@ -1,20 +1,24 @@
 //! The terminal over HTTP: an upgrade to a WebSocket.
 
-use axum::Extension;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{State, WebSocketUpgrade};
+use axum::http::StatusCode;
 use axum::response::Response;
+use axum::{Extension, Json};
 use serde::Deserialize;
+use tianqi_common::id::TerminalId;
 use tianqi_common::wire::stream::{PtySize, Shell};
 use utoipa::IntoParams;
 
 use super::actions::{self, Terminal};
 use super::frame;
+use super::model::TerminalView;
 use crate::authz::Grant;
 use crate::authz::policy::InstancesExec;
 use crate::authz::resource::InstanceRef;
 use crate::core::error::{Problem, ProblemBody, Result};
-use crate::core::http::Query;
+use crate::core::http::{PathId, Query};
+use crate::core::page::{Page, PageQuery};
 use crate::core::slots::Slots;
 use crate::features::Ctx;
 
@@ -32,10 +36,19 @@ pub(super) struct TerminalQuery {
     cols: Option<u32>,
     /// Rows, 1 to 10 000; 24 when left out.
     rows: Option<u32>,
+    /// `1` to come back to a terminal: the first frame then shows its ticket, which has no place in an
+    /// address that is logged. `shell` says nothing then.
+    attach: Option<String>,
 }
 
 impl TerminalQuery {
-    fn check(&self) -> Result<(Shell, PtySize)> {
+    /// Returns the shell, unless somebody comes back to one, and the size.
+    fn check(&self) -> Result<(Option<Shell>, PtySize)> {
+        let is_back = match self.attach.as_deref() {
+            None | Some("0" | "false") => false,
+            Some("1" | "true") => true,
+            Some(_) => return Err(Problem::invalid("bad_attach", "attach is 1 or left out")),
+        };
         let shell = match self.shell.as_deref() {
             None | Some("bash") => Shell::Bash,
             Some("sh") => Shell::Sh,
@@ -46,11 +59,11 @@ impl TerminalQuery {
         let size = size.and_then(|(cols, rows)| frame::size(cols, rows));
         let size = size
             .ok_or_else(|| Problem::invalid("bad_size", "columns and rows are 1 to 10 000 each"))?;
-        Ok((shell, size))
+        Ok((Some(shell).filter(|_| !is_back), size))
     }
 }
 
-/// Opens a terminal in an instance.
+/// Opens a terminal in an instance, or comes back to one.
 #[utoipa::path(get, path = "/instances/{id}/terminal", tag = "instances", params(("id" = uuid::Uuid, Path), TerminalQuery),
     responses((status = 101, description = "A WebSocket; binary frames are bytes, text frames are JSON."), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody), (status = 422, body = ProblemBody), (status = 429, body = ProblemBody)))]
 pub(super) async fn open(
@@ -70,4 +83,30 @@ pub(super) async fn open(
     let upgrade = upgrade.max_message_size(MESSAGE_MAX).max_frame_size(MESSAGE_MAX);
     let terminal = Terminal { grant, shell, size, slot };
     Ok(upgrade.on_upgrade(move |socket| actions::run(ctx, terminal, socket)))
+}
+
+/// Lists the caller's terminals in an instance that are kept: those in use, and those that wait for
+/// their page to come back.
+#[utoipa::path(get, path = "/instances/{id}/terminals", tag = "instances", params(("id" = uuid::Uuid, Path), PageQuery),
+    responses((status = 200, body = Page<TerminalView>), (status = 404, body = ProblemBody), (status = 422, body = ProblemBody)))]
+pub(super) async fn list(
+    State(ctx): State<Ctx>,
+    grant: Grant<InstanceRef, InstancesExec>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<TerminalView>>> {
+    actions::list(&ctx, &grant, &query).await.map(Json)
+}
+
+/// Hangs up one of the caller's terminals, wherever it is open. When its node does not answer, the
+/// program ends within ten minutes.
+#[utoipa::path(delete, path = "/instances/{id}/terminals/{terminal}", tag = "instances",
+    params(("id" = uuid::Uuid, Path), ("terminal" = uuid::Uuid, Path)),
+    responses((status = 204), (status = 404, body = ProblemBody)))]
+pub(super) async fn hang_up(
+    State(ctx): State<Ctx>,
+    grant: Grant<InstanceRef, InstancesExec>,
+    PathId(id): PathId,
+) -> Result<StatusCode> {
+    actions::hang_up(&ctx, &grant, TerminalId(id)).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

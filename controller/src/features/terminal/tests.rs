@@ -12,7 +12,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::PollSender;
 
 use super::frame::ToBrowser;
-use super::pump::{self, Carried, End, PING, SILENCE};
+use super::goodbye;
+use super::pump::{self, Carried, End, Line, PING, SILENCE};
 use crate::authz::watch::InUse;
 use crate::core::error::Problem;
 use crate::link::WorkStream;
@@ -30,6 +31,15 @@ struct World {
 
 impl World {
     async fn start() -> Self {
+        Self::begin(false).await
+    }
+
+    /// The same with a program that outlives its stream.
+    async fn kept() -> Self {
+        Self::begin(true).await
+    }
+
+    async fn begin(is_kept: bool) -> Self {
         let (typed, source) = mpsc::channel(256);
         let (sink, seen) = mpsc::channel(256);
         let (ours, theirs) = tokio::io::duplex(16 << 10);
@@ -40,12 +50,17 @@ impl World {
         let pump = tokio::spawn(pump::carry(
             messages(source),
             PollSender::new(sink),
-            WorkStream::from_halves(reader, writer),
+            Line {
+                work: WorkStream::from_halves(reader, writer),
+                opened: ToBrowser::opened(),
+                is_kept,
+            },
             in_use.clone(),
             async { right.await.expect("the right is ended or the test is over") },
+            async |_| ToBrowser::error("taken_over", "by a test"),
         ));
         let mut world = Self { typed, seen, to_pump, from_pump, end_right, in_use, pump };
-        assert_eq!(world.told().await, json!({ "type": "opened" }));
+        assert_eq!(world.told().await, json!({ "type": "opened", "kept": false }));
         world
     }
 
@@ -292,4 +307,129 @@ async fn a_browser_that_answers_pings_is_kept() {
     }
 
     assert!(!world.pump.is_finished());
+}
+
+#[tokio::test]
+async fn a_browser_that_leaves_a_kept_program_says_nothing_of_it_to_the_agent() {
+    let mut world = World::kept().await;
+
+    world.type_in(bytes("top\r")).await;
+    world.type_in(Message::Close(None)).await;
+
+    assert_eq!(world.agent_hears().await, Some(ExecFrame::Stdin("top\r".into())));
+    assert_eq!(world.agent_hears().await, None, "no hang-up");
+    let carried = world.pump.await.unwrap();
+    assert_eq!((carried.end, carried.is_hung_up), (End::BrowserLeft, false));
+}
+
+#[tokio::test]
+async fn a_hangup_reaches_a_kept_program_and_its_exit_comes_back() {
+    let mut world = World::kept().await;
+
+    world.text("{\"type\":\"hangup\"}").await;
+    assert_eq!(world.agent_hears().await, Some(ExecFrame::Hangup));
+    world.agent_says(ExecFrame::Exit { code: 129 }).await;
+
+    assert_eq!(world.told().await, json!({ "type": "exit", "code": 129 }));
+    drop(world.typed);
+    assert!(world.pump.await.unwrap().is_hung_up);
+}
+
+#[tokio::test]
+async fn a_hangup_of_a_program_that_is_not_kept_ends_its_stream() {
+    let mut world = World::start().await;
+
+    world.text("{\"type\":\"hangup\"}").await;
+
+    assert_eq!(world.agent_hears().await, None);
+    assert_eq!(world.close_code().await, 1000);
+    drop(world.typed);
+    assert_eq!(world.pump.await.unwrap().end, End::HungUp);
+}
+
+#[tokio::test]
+async fn a_right_that_ends_hangs_a_kept_program_up_before_its_stream_is_dropped() {
+    let world = World::kept().await;
+
+    let problem = Problem::unauthorised("unauthorised", "this session has ended; log in again");
+    let World { end_right, mut to_pump, mut from_pump, pump, typed, seen, .. } = world;
+    end_right.send(problem).unwrap();
+
+    let heard = frame::read::<ExecFrame, _>(&mut from_pump, Limit::STREAM).await.unwrap();
+    assert_eq!(heard, Some(ExecFrame::Hangup));
+    // An agent that still has output to send is not cut off before it has read that.
+    let late = ExecFrame::Stdout("late".into());
+    frame::write(&mut to_pump, &late, Limit::STREAM).await.unwrap();
+    drop((to_pump, typed));
+    let rest = frame::read::<ExecFrame, _>(&mut from_pump, Limit::STREAM).await;
+    assert!(!matches!(rest, Ok(Some(_))), "{rest:?}");
+    assert!(pump.await.unwrap().is_hung_up);
+    drop(seen);
+}
+
+#[tokio::test]
+async fn a_right_that_ends_while_a_kept_program_takes_no_input_leaves_the_hangup_to_another_stream()
+{
+    let mut world = World::kept().await;
+    // More than stands between the pump and a program that does not read.
+    for _ in 0..4 {
+        world.type_in(Message::Binary(vec![b'x'; 32 << 10].into())).await;
+    }
+    // Output shows that the input is under way.
+    world.agent_says(ExecFrame::Stdout("busy".into())).await;
+    world.sees().await;
+
+    let problem = Problem::conflict("stopped", "the instance was stopped");
+    world.end_right.send(problem).unwrap();
+
+    let carried = world.pump.await.unwrap();
+    assert!(!carried.is_hung_up);
+    assert!(matches!(carried.end, End::RightEnded(_)), "{carried:?}");
+}
+
+#[tokio::test]
+async fn a_kept_program_whose_stream_ends_is_told_what_its_row_says() {
+    let world = World::kept().await;
+    let World { to_pump, from_pump, mut seen, .. } = world;
+    drop((to_pump, from_pump));
+
+    let (mut told, mut code) = (String::new(), 0);
+    while let Some(message) = seen.recv().await {
+        match message {
+            Message::Text(text) => told = text.to_string(),
+            Message::Close(Some(close)) => {
+                code = close.code;
+                break;
+            }
+            _ => {}
+        }
+    }
+
+    assert!(told.contains("taken_over"), "{told}");
+    assert_eq!(code, 1008, "a page that was sent away does not come back by itself");
+}
+
+#[tokio::test]
+async fn an_attach_in_the_middle_is_refused() {
+    let mut world = World::kept().await;
+
+    world.text("{\"type\":\"attach\",\"ticket\":\"x\"}").await;
+
+    assert_eq!(world.told().await["code"], "bad_frame");
+    assert_eq!(world.close_code().await, 1008);
+    assert_eq!(world.agent_hears().await, None, "it is left, not ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_that_shows_no_ticket_is_not_waited_for() {
+    let nothing = messages(mpsc::channel(1).1);
+    let silent = futures_util::stream::pending::<Result<Message, Infallible>>();
+    let keys = futures_util::stream::iter([Ok::<_, Infallible>(bytes("ls"))]);
+
+    let mut nothing = nothing;
+    assert_eq!(goodbye::ticket(&mut nothing).await, Ok(None), "it went away");
+    for mut source in [silent.boxed(), keys.boxed()] {
+        let refused = goodbye::ticket(&mut source).await.unwrap_err();
+        assert!(refused.text().contains("attach_expected"), "{refused:?}");
+    }
 }
