@@ -3,7 +3,8 @@
 #
 #   deploy/local/prerequisites.sh build   to compile: a C compiler, Rust
 #   deploy/local/prerequisites.sh run     and to run here: a Docker engine, iptables, busybox, curl
-#   deploy/local/prerequisites.sh tests   and to test: PostgreSQL, MariaDB, mmdebstrap, a registry, nginx
+#   deploy/local/prerequisites.sh tests   and to test: PostgreSQL, MariaDB, mmdebstrap, a registry, nginx,
+#                                         socat, iperf3, haproxy
 #
 # Installing needs root (it says so) and apt-get; services that a package brings are not started.
 # Everything that is missing is told at once.
@@ -42,11 +43,14 @@ mariadbd mariadb-server
 mmdebstrap mmdebstrap
 docker-registry docker-registry
 nginx nginx-light
+socat socat
+iperf3 iperf3
+haproxy haproxy
 setpriv util-linux
 LIST
         ;;
     *)
-        sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+        sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
         exit 2
         ;;
     esac
