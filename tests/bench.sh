@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-deploy/local/prerequisites.sh run
+deploy/local/prerequisites.sh bench
 if [ "$(id -u)" != 0 ]; then
     echo "make bench starts a Docker engine of its own, which needs root: sudo -E env PATH=\$PATH make bench" >&2
     exit 1

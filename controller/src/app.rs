@@ -34,6 +34,7 @@ use crate::core::idempotency;
 use crate::core::job::Jobs;
 use crate::core::seal::{Seal, rotate};
 use crate::core::tls;
+use crate::features::forwards::live::Ports;
 use crate::features::telemetry::live::Live;
 use crate::features::{self, Clock, Ctx};
 use crate::link::{Link, LinkConfig, LinkParts, samples};
@@ -84,6 +85,7 @@ pub async fn start(config: Config, clock: SharedClock) -> Result<Running> {
     let jobs = Jobs::start().await?;
     let agents = serve_agents(&ctx, &jobs, &cancel, &tasks).await?;
     forget_old_rows(&ctx, &jobs).await?;
+    tasks.spawn(features::forwards::run(ctx.clone(), cancel.clone()));
     tasks.spawn(ctx.chain.clone().run(ctx.events.clone(), cancel.clone()));
     features::terminal::begin(&ctx).await?;
     tasks.spawn(features::terminal::run(ctx.clone(), cancel.clone()));
@@ -252,6 +254,7 @@ pub(crate) async fn assemble(db: Db, config: Config, clock: SharedClock) -> Resu
         chain,
         link: Link::default(),
         live: Live::default(),
+        ports: Ports::default(),
         ca: Arc::new(ca),
     })
 }
@@ -260,6 +263,7 @@ pub(crate) async fn assemble(db: Db, config: Config, clock: SharedClock) -> Resu
 fn rooms() -> OpenApiRouter<Ctx> {
     OpenApiRouter::new()
         .merge(features::audit::router())
+        .merge(features::forwards::router())
         .merge(features::images::router())
         .merge(features::instances::router())
         .merge(features::nodes::router())

@@ -2,6 +2,7 @@
 //!
 //! `TIANQI_` + section + `__` + key overrides a key: `TIANQI_HTTP__LISTEN`, `TIANQI_DATA_DIR`.
 
+mod forwards;
 mod identity;
 
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use crate::core::http::proxy::Network;
 use crate::core::http::rate::Rate;
 use crate::core::secret::Secret;
 
+pub use forwards::{Forwards, PortRange};
 pub use identity::{Passwords, Tokens};
 
 /// Everything that can be set.
@@ -29,6 +31,8 @@ pub struct Config {
     pub limits: Limits,
     /// Agents.
     pub agents: Agents,
+    /// Port forwards.
+    pub forwards: Forwards,
     /// Sessions.
     pub sessions: Sessions,
     /// The audit.
@@ -149,6 +153,7 @@ impl Default for Config {
             http: Http::default(),
             limits: Limits::default(),
             agents: Agents::default(),
+            forwards: Forwards::default(),
             sessions: Sessions::default(),
             audit: Audit::default(),
             passwords: Passwords::default(),
@@ -309,6 +314,8 @@ impl Config {
             .try_parsing(true)
             .list_separator(",")
             .with_list_parse_key("http.trusted_proxies")
+            .with_list_parse_key("forwards.user_addresses")
+            .with_list_parse_key("forwards.reserved_ports")
             .source(Some(keys.collect()));
         let built = config::Config::builder().add_source(source).add_source(environment).build();
         let config: Self =
@@ -345,6 +352,7 @@ impl Config {
         if self.audit.retention_days > 36_500 {
             return invalid("audit.retention_days", "must be 0 (for ever) to 36500 (100 years)");
         }
+        self.forwards.check()?;
         self.passwords.check()?;
         self.tokens.check()?;
         Ok(())

@@ -3,7 +3,9 @@
 #
 #   deploy/local/prerequisites.sh build   to compile: a C compiler, Rust
 #   deploy/local/prerequisites.sh run     and to run here: a Docker engine, iptables, busybox, curl
-#   deploy/local/prerequisites.sh tests   and to test: PostgreSQL, MariaDB, mmdebstrap, a registry, nginx, sftp
+#   deploy/local/prerequisites.sh tests   and to test: PostgreSQL, MariaDB, mmdebstrap, a registry, nginx,
+#                                         OpenSSH's clients, tmux, socat, iperf3
+#   deploy/local/prerequisites.sh bench   to run here, and peers to measure beside: HAProxy, socat, sshd
 #
 # Installing needs root (it says so) and apt-get; services that a package brings are not started.
 # Everything that is missing is told at once.
@@ -42,13 +44,15 @@ mariadbd mariadb-server
 mmdebstrap mmdebstrap
 docker-registry docker-registry
 nginx nginx-light
+socat socat
+iperf3 iperf3
 setpriv util-linux
 sftp openssh-client
 scp openssh-client
 LIST
         ;;
     *)
-        sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+        sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
         exit 2
         ;;
     esac

@@ -1,5 +1,7 @@
 //! Everything that changes something leaves a row in the audit, with who, what and how it ended.
 
+use std::sync::atomic::{AtomicU16, Ordering};
+
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use sqlx::ConnectOptions as _;
@@ -40,6 +42,7 @@ impl World {
     /// Makes what an operation needs and returns a call of it that changes something.
     async fn call(&self, operation: &Operation) -> Call {
         let (id, body) = match operation.template.split('/').nth(1).unwrap() {
+            "forwards" => self.on_forwards(operation).await,
             "images" => self.on_images(operation).await,
             "specs" => self.on_specs(operation).await,
             "instances" => self.on_instances(operation).await,
@@ -51,6 +54,25 @@ impl World {
             _ => panic!("no call of {operation:?} is known: add one here"),
         };
         Call { client: self.admin.clone(), id, body }
+    }
+
+    async fn on_forwards(&self, operation: &Operation) -> (String, Value) {
+        static NEXT: AtomicU16 = AtomicU16::new(20_000);
+        let forward = json!({
+            "listen_ip": "127.0.0.1", "listen_port": NEXT.fetch_add(1, Ordering::Relaxed),
+            "target_ip": "192.0.2.1", "target_port": 80, "enabled": false,
+        });
+        if (operation.method.as_str(), operation.template.as_str()) == ("post", "/forwards") {
+            return (String::new(), forward);
+        }
+        let id = text(&self.admin.post("/forwards", &forward).await, "id");
+        let body = match (operation.method.as_str(), operation.template.as_str()) {
+            ("post", "/forwards/delete") => json!({ "ids": [id] }),
+            ("put", "/forwards/{id}/enabled") => json!({ "enabled": false }),
+            ("patch" | "delete", "/forwards/{id}") => json!({ "remark": "changed" }),
+            _ => panic!("no call of {operation:?} is known: add one here"),
+        };
+        (id, body)
     }
 
     async fn on_images(&self, operation: &Operation) -> (String, Value) {

@@ -1,6 +1,7 @@
 //! Every operation of the API description, called by those who may and by those who may not.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -18,6 +19,15 @@ const PUBLIC: &str = "";
 const TABLE: &[(&str, &str, &str)] = &[
     ("get", "/audit-events", "audit:read"),
     ("get", "/audit-events/export", "audit:read"),
+    ("get", "/forwards", "forwards:read"),
+    ("post", "/forwards", "forwards:write"),
+    ("get", "/forwards/addresses", "forwards:read"),
+    ("get", "/forwards/totals", "forwards:read"),
+    ("post", "/forwards/delete", "forwards:write"),
+    ("get", "/forwards/{id}", "forwards:read"),
+    ("delete", "/forwards/{id}", "forwards:write"),
+    ("patch", "/forwards/{id}", "forwards:write"),
+    ("put", "/forwards/{id}/enabled", "forwards:write"),
     ("get", "/images", "images:read"),
     ("post", "/images", "images:write"),
     ("get", "/images/{id}", "images:read"),
@@ -97,7 +107,7 @@ const TABLE: &[(&str, &str, &str)] = &[
 ];
 
 /// Permissions that no operation asks for by itself: they widen what others allow.
-const WITHIN: &[&str] = &["catalogue:unlisted", "instances:priority"];
+const WITHIN: &[&str] = &["catalogue:unlisted", "forwards:host", "instances:priority"];
 
 const PASSWORD: &str = "a-long-enough-password";
 
@@ -131,7 +141,11 @@ struct World {
 
 impl World {
     async fn start() -> Self {
-        let cluster = Cluster::start();
+        let cluster = Cluster::start_with(&[
+            ("TIANQI_FORWARDS__USER_ADDRESSES", "127.0.0.1"),
+            ("TIANQI_FORWARDS__USER_PORTS", "20000-65535"),
+            ("TIANQI_FORWARDS__USER_RULES", "1000"),
+        ]);
         let admin = cluster.admin().await;
         admin.post("/roles", &json!({ "name": "operator", "permissions": operator() })).await;
         for (name, role) in [
@@ -189,6 +203,14 @@ impl World {
             "specs" => self.admin.create_cpu_spec(name).await,
             kind @ ("roles" | "users") => self.subject(kind, name).await,
             "instances" => self.owner.create_instance(name, &self.image, &self.spec).await,
+            "forwards" => {
+                let instance = self.owner.create_instance(name, &self.image, &self.spec).await;
+                let body = json!({
+                    "listen_ip": "127.0.0.1", "listen_port": next_port(), "enabled": false,
+                    "instance_id": instance, "instance_port": 22,
+                });
+                text(&self.owner.post("/forwards", &body).await, "id")
+            }
             // Sessions and API tokens are asked for by an id that nobody has.
             "me" => unknown_id(),
             "join-tokens" => text(&self.join_token().await, "id"),
@@ -233,7 +255,9 @@ fn wrong(
     answer: &Value,
 ) -> Option<String> {
     let is_somebody_elses = ["stranger", "operator"].contains(&caller.name)
-        && operation.template.starts_with("/instances/{id}");
+        && ["/instances/{id}", "/forwards/{id}"]
+            .iter()
+            .any(|it| operation.template.starts_with(it));
     // Whoever gets so far as to be told that these do not exist was let in.
     let is_inner = |code: &str| {
         [
@@ -403,6 +427,12 @@ async fn a_body_of_ten_megabytes_is_refused_with_a_problem() {
         assert_eq!(answer["code"], "too_large", "{path}: {answer}");
     }
     assert_eq!(admin.get("/session").await["user"]["name"], "admin");
+}
+
+/// Returns a port that no other forward of this test names; nothing listens on it.
+fn next_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 fn unknown_id() -> String {

@@ -76,7 +76,13 @@ pub(super) async fn find(authz: &Authz, text: &str, by_cookie: bool) -> Result<O
 pub(super) async fn again(authz: &Authz, actor: &Actor) -> Result<Option<Credential>> {
     let sql = match actor.via {
         Via::ApiToken => format!("{TOKENS} where t.id = $1"),
-        Via::Cookie | Via::Token | Via::Ssh | Via::Local | Via::Agent | Via::System => {
+        Via::Cookie
+        | Via::Token
+        | Via::Ssh
+        | Via::Forward
+        | Via::Local
+        | Via::Agent
+        | Via::System => {
             format!("{SESSIONS} where s.id = $1")
         }
     };
@@ -130,7 +136,7 @@ async fn write_use(authz: &Authz, id: Uuid, via: Via, address: &str) -> Result<(
     match via {
         Via::ApiToken => authz.db.run(TOKEN, args![now, id, address]).await?,
         Via::Cookie | Via::Token => authz.db.run(SESSION, args![now, id]).await?,
-        Via::Ssh | Via::Local | Via::Agent | Via::System => 0,
+        Via::Ssh | Via::Forward | Via::Local | Via::Agent | Via::System => 0,
     };
     Ok(())
 }

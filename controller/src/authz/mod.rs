@@ -22,6 +22,7 @@ pub mod quota;
 pub mod resource;
 pub mod role;
 pub mod session;
+pub mod standing;
 pub mod strength;
 mod throttle;
 pub mod token;

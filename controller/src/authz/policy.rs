@@ -97,6 +97,9 @@ permissions! {
     "See one's own quota and what counts towards it." "me:quota" MeQuota: user Own, auditor Own;
     "Read quotas and what everybody uses of them." "quotas:read" QuotasRead: user None, auditor All;
     "Set and remove the quotas of accounts and roles." "quotas:write" QuotasWrite: user None, auditor None;
+    "List and read forwards, their state and figures." "forwards:read" ForwardsRead: user Own, auditor All;
+    "Open, change and close forwards into instances, on the ports and addresses set aside for that." "forwards:write" ForwardsWrite: user Own, auditor None;
+    "Open forwards to any address, and listen on any address and port." "forwards:host" ForwardsHost: user None, auditor None;
     "Read what was done, by whom." "audit:read" AuditRead: user None, auditor All;
 }
 

@@ -2,7 +2,7 @@
 
 use std::convert::identity;
 
-use tianqi_common::id::{ImageId, InstanceId, NodeId, SpecId, UserId};
+use tianqi_common::id::{ForwardId, ImageId, InstanceId, NodeId, SpecId, UserId};
 use uuid::Uuid;
 
 use super::RoleName;
@@ -40,6 +40,15 @@ pub struct InstanceRef {
     pub name: String,
     /// Where; nothing while it is not placed.
     pub node: Option<NodeId>,
+}
+
+/// A port forward.
+#[derive(Clone, Copy, Debug)]
+pub struct ForwardRef {
+    /// Which.
+    pub id: ForwardId,
+    /// Whose.
+    pub owner: UserId,
 }
 
 /// A node.
@@ -128,6 +137,28 @@ impl Resource for InstanceRef {
             name: row.name,
             node: row.node_id.map(NodeId),
         })
+    }
+}
+
+row! {
+    struct OwnerRow { owner_id: Uuid }
+}
+
+impl Resource for ForwardRef {
+    fn owner(&self) -> Option<UserId> {
+        Some(self.owner)
+    }
+
+    fn missing() -> Problem {
+        Problem::not_found("no_such_forward", "there is no such forward")
+    }
+
+    async fn find(db: &Db, id: Option<&str>) -> Result<Self> {
+        let id = parse(id)?;
+        let sql = "select owner_id from forwards where id = $1";
+        let row: Option<OwnerRow> = db.first(sql, args![id]).await?;
+        let row = row.ok_or_else(Self::missing)?;
+        Ok(Self { id: ForwardId(id), owner: UserId(row.owner_id) })
     }
 }
 

@@ -67,7 +67,7 @@ pub async fn ended<P: Permission>(
                 Ok(Event::Roles) => {}
                 Ok(
                     Event::Instance(_) | Event::Revoked(_) | Event::Node(_) | Event::Drain(_)
-                    | Event::Catalogue,
+                    | Event::Catalogue | Event::Forward(_),
                 ) => continue,
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => {
@@ -107,7 +107,7 @@ row! {
     struct DesiredRow { desired: String }
 }
 
-async fn stands<P: Permission>(
+pub(super) async fn stands<P: Permission>(
     authz: &Authz,
     grant: &Grant<InstanceRef, P>,
     needs: Needs,

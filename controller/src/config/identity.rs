@@ -78,7 +78,12 @@ impl Passwords {
     }
 }
 
-fn within(key: &'static str, value: u32, least: u32, most: u32) -> Result<(), ConfigError> {
+pub(super) fn within(
+    key: &'static str,
+    value: u32,
+    least: u32,
+    most: u32,
+) -> Result<(), ConfigError> {
     if (least..=most).contains(&value) {
         return Ok(());
     }

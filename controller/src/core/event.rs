@@ -1,6 +1,6 @@
 //! "Something changed": how rooms wake each other without calling each other.
 
-use tianqi_common::id::{InstanceId, NodeId, UserId};
+use tianqi_common::id::{ForwardId, InstanceId, NodeId, UserId};
 use tokio::sync::broadcast;
 
 /// What changed. It carries ids, not contents: whoever hears it reads the rows.
@@ -18,6 +18,8 @@ pub enum Event {
     Roles,
     /// An account lost a right: its sessions, streams and grants must be looked at again.
     Revoked(UserId),
+    /// A forward's row changed.
+    Forward(ForwardId),
 }
 
 /// Events that a slow listener may fall behind before it is told that it missed some. A listener

@@ -85,6 +85,12 @@ impl Paging {
         format!("{} limit {} offset {offset}", self.order, self.page_size)
     }
 
+    /// Returns ` order by …` alone, for a list that is narrowed further in memory.
+    #[must_use]
+    pub fn order(&self) -> &str {
+        &self.order
+    }
+
     /// Takes the page out of a short list that is in memory whole, in its own order.
     #[must_use]
     pub fn cut<T>(&self, all: Vec<T>) -> Page<T> {

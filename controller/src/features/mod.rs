@@ -1,6 +1,7 @@
 //! The rooms: everything about one noun in one folder.
 
 pub mod audit;
+pub mod forwards;
 pub mod images;
 pub mod instances;
 pub mod nodes;
@@ -27,6 +28,7 @@ use crate::core::seal::Seal;
 use crate::core::seal::rotate::SealedColumn;
 use crate::link::Link;
 
+use forwards::live::Ports;
 use telemetry::live::Live;
 
 /// Every column that holds sealed secrets; a rotation of the master key goes through them.
@@ -54,6 +56,8 @@ pub struct Ctx {
     pub link: Link,
     /// What nodes and instances use now.
     pub live: Live,
+    /// What listens for forwards now.
+    pub ports: Ports,
     /// Who signs the agents' certificates.
     pub ca: Arc<Ca>,
 }

@@ -264,7 +264,11 @@ impl<A: Agents> Reconciler<A> {
                 self.todo.drains.insert(node);
             }
             // Rows of instances are read at every pass.
-            Event::Instance(_) | Event::Catalogue | Event::Revoked(_) | Event::Roles => {}
+            Event::Instance(_)
+            | Event::Catalogue
+            | Event::Revoked(_)
+            | Event::Roles
+            | Event::Forward(_) => {}
         }
     }
 

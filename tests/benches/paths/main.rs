@@ -17,6 +17,7 @@ mod admin;
 mod crowd;
 mod direct;
 mod durable;
+mod forwards;
 mod http;
 mod list;
 mod logins;
@@ -54,6 +55,9 @@ fn main() {
         }
         if wanted("durable") {
             section(&mut report, "durable", async |report| durable::measure(report).await).await;
+        }
+        if wanted("forwards") {
+            section(&mut report, "forwards", async |report| forwards::measure(report).await).await;
         }
         if wanted("machine") {
             section(&mut report, "machine", async |report| machine::measure(report).await).await;

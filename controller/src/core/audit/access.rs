@@ -96,14 +96,26 @@ impl Access {
     ///
     /// [`DbError`] when the engine refuses.
     pub async fn closed(self, ending: Ending) -> Result<(), DbError> {
+        self.closed_with(ending, Value::Null).await
+    }
+
+    /// As [`Access::closed`]; the fields of `more` stand in the row beside its own.
+    ///
+    /// # Errors
+    ///
+    /// [`DbError`] when the engine refuses.
+    pub async fn closed_with(self, ending: Ending, more: Value) -> Result<(), DbError> {
         let lasted = self.clock.monotonic().saturating_sub(self.began);
-        let detail = json!({
+        let mut detail = json!({
             "duration_ms": u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX),
             "reason": ending.reason,
             "exit_code": ending.exit_code,
             "bytes_in": ending.bytes_in,
             "bytes_out": ending.bytes_out,
         });
+        if let (Value::Object(fields), Value::Object(more)) = (&mut detail, more) {
+            fields.extend(more);
+        }
         self.write(Outcome::Done, "closed", detail).await
     }
 

@@ -39,6 +39,8 @@ pub enum Via {
     ApiToken,
     /// The SSH jumpbox.
     Ssh,
+    /// A port forward.
+    Forward,
     /// The admin socket.
     Local,
     /// A machine, at the port for agents.
@@ -56,6 +58,7 @@ impl Via {
             Self::Token => "token",
             Self::ApiToken => "api_token",
             Self::Ssh => "ssh",
+            Self::Forward => "forward",
             Self::Local => "local",
             Self::Agent => "agent",
             Self::System => "system",

@@ -42,6 +42,7 @@ value_from! {
     tianqi_common::id::ImageId => Uuid(it) it.0;
     tianqi_common::id::SpecId => Uuid(it) it.0;
     tianqi_common::id::TerminalId => Uuid(it) it.0;
+    tianqi_common::id::ForwardId => Uuid(it) it.0;
     String => Text(it) it;
     &str => Text(it) it.to_owned();
     &String => Text(it) it.clone();

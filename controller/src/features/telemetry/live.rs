@@ -95,7 +95,7 @@ pub async fn ingest(ctx: Ctx, mut samples: SampleReceiver, cancel: CancellationT
                 Err(RecvError::Lagged(_)) => forget_removed(&ctx).await,
                 Ok(
                     Event::Node(_) | Event::Instance(_) | Event::Drain(_) | Event::Catalogue
-                    | Event::Revoked(_) | Event::Roles,
+                    | Event::Revoked(_) | Event::Roles | Event::Forward(_),
                 ) => {}
                 Err(RecvError::Closed) => return,
             }
