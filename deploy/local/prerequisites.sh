@@ -51,8 +51,18 @@ sftp openssh-client
 scp openssh-client
 LIST
         ;;
+    bench)
+        needs_of run
+        cat <<'LIST'
+haproxy haproxy
+socat socat
+iperf3 iperf3
+ssh openssh-client
+/usr/sbin/sshd openssh-server
+LIST
+        ;;
     *)
-        sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+        sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
         exit 2
         ;;
     esac

@@ -215,7 +215,13 @@ fn lacks(actor: &Actor, permission: &str) -> Problem {
         Via::ApiToken => {
             format!("this token, or the role {} of its account, lacks {permission}", actor.role)
         }
-        Via::Cookie | Via::Token | Via::Ssh | Via::Local | Via::Agent | Via::System => {
+        Via::Cookie
+        | Via::Token
+        | Via::Ssh
+        | Via::Forward
+        | Via::Local
+        | Via::Agent
+        | Via::System => {
             format!("your role {} lacks the permission {permission}", actor.role)
         }
     };

@@ -58,7 +58,9 @@ pub async fn run(ctx: Ctx, cancel: CancellationToken) {
                 Ok(Event::Instance(id)) => Of::Instance(id),
                 Ok(Event::Revoked(user)) => Of::User(user),
                 Ok(Event::Roles) | Err(RecvError::Lagged(_)) => Of::Everybody,
-                Ok(Event::Node(_) | Event::Drain(_) | Event::Catalogue) => continue,
+                Ok(
+                    Event::Node(_) | Event::Drain(_) | Event::Catalogue | Event::Forward(_),
+                ) => continue,
                 Err(RecvError::Closed) => break,
             },
         };
