@@ -80,6 +80,9 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("get", "/me/tokens", "me:tokens"),
     ("post", "/me/tokens", "me:tokens"),
     ("delete", "/me/tokens/{id}", "me:tokens"),
+    ("get", "/me/ssh-keys", "me:ssh_keys"),
+    ("post", "/me/ssh-keys", "me:ssh_keys"),
+    ("delete", "/me/ssh-keys/{id}", "me:ssh_keys"),
     ("get", "/users", "users:read"),
     ("post", "/users", "users:write"),
     ("get", "/users/{id}", "users:read"),
@@ -92,10 +95,13 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("get", "/users/{id}/tokens", "users:read"),
     ("delete", "/users/{id}/tokens", "users:write"),
     ("delete", "/users/{id}/tokens/{token}", "users:write"),
+    ("get", "/users/{id}/ssh-keys", "users:read"),
+    ("delete", "/users/{id}/ssh-keys/{key}", "users:write"),
 ];
 
-/// Permissions that no operation asks for by itself: they widen what others allow.
-const WITHIN: &[&str] = &["catalogue:unlisted", "instances:priority"];
+/// Permissions that no operation asks for by itself: they widen what others allow, or are asked for
+/// by SSH.
+const WITHIN: &[&str] = &["catalogue:unlisted", "instances:priority", "instances:ssh"];
 
 const PASSWORD: &str = "a-long-enough-password";
 
@@ -234,7 +240,8 @@ fn wrong(
         && operation.template.starts_with("/instances/{id}");
     // Whoever gets so far as to be told that these do not exist was let in.
     let is_inner = |code: &str| {
-        ["no_such_join_token", "no_such_gpu", "no_such_session", "no_such_token"].contains(&code)
+        ["no_such_join_token", "no_such_gpu", "no_such_session", "no_such_token", "no_such_ssh_key"]
+            .contains(&code)
     };
     let missing =
         answer["code"].as_str().is_some_and(|code| code.starts_with("no_such_") && !is_inner(code));
