@@ -3,6 +3,7 @@
 //! `TIANQI_` + section + `__` + key overrides a key: `TIANQI_HTTP__LISTEN`, `TIANQI_DATA_DIR`.
 
 mod identity;
+mod jumpbox;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use crate::core::http::rate::Rate;
 use crate::core::secret::Secret;
 
 pub use identity::{Passwords, Tokens};
+pub use jumpbox::Jumpbox;
 
 /// Everything that can be set.
 #[derive(Clone, Debug, Deserialize)]
@@ -29,6 +31,8 @@ pub struct Config {
     pub limits: Limits,
     /// Agents.
     pub agents: Agents,
+    /// SSH.
+    pub jumpbox: Jumpbox,
     /// Sessions.
     pub sessions: Sessions,
     /// The audit.
@@ -149,6 +153,7 @@ impl Default for Config {
             http: Http::default(),
             limits: Limits::default(),
             agents: Agents::default(),
+            jumpbox: Jumpbox::default(),
             sessions: Sessions::default(),
             audit: Audit::default(),
             passwords: Passwords::default(),
@@ -345,6 +350,7 @@ impl Config {
         if self.audit.retention_days > 36_500 {
             return invalid("audit.retention_days", "must be 0 (for ever) to 36500 (100 years)");
         }
+        self.jumpbox.check()?;
         self.passwords.check()?;
         self.tokens.check()?;
         Ok(())
@@ -408,6 +414,8 @@ mod tests {
         assert!(error.contains("10.0.0.0/99"), "{error}");
         let error = load("[limits]\naddress_burst = 0").unwrap_err().to_string();
         assert!(error.contains("limits"), "{error}");
+        let error = load("[jumpbox]\nlogin_seconds = 0").unwrap_err().to_string();
+        assert!(error.contains("jumpbox.login_seconds"), "{error}");
         let error = load("[database]\nurl = \"oracle:x\"").unwrap_err().to_string();
         assert!(error.contains("database.url"), "{error}");
     }

@@ -3,7 +3,7 @@
 #
 #   deploy/local/prerequisites.sh build   to compile: a C compiler, Rust
 #   deploy/local/prerequisites.sh run     and to run here: a Docker engine, iptables, busybox, curl
-#   deploy/local/prerequisites.sh tests   and to test: PostgreSQL, MariaDB, mmdebstrap, a registry, nginx
+#   deploy/local/prerequisites.sh tests   and to test: PostgreSQL, MariaDB, mmdebstrap, a registry, nginx, ssh, tmux
 #
 # Installing needs root (it says so) and apt-get; services that a package brings are not started.
 # Everything that is missing is told at once.
@@ -43,6 +43,8 @@ mmdebstrap mmdebstrap
 docker-registry docker-registry
 nginx nginx-light
 setpriv util-linux
+ssh openssh-client
+tmux tmux
 LIST
         ;;
     *)

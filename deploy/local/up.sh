@@ -123,6 +123,7 @@ start_controller() {
         "$bin/tianqi-controller" serve
     wait_until "the controller" controller answers_http "$url"
     say "console and API on $url"
+    say "SSH: ssh -p 2026 admin@127.0.0.1, or as TIANQI_JUMPBOX__LISTEN says"
 }
 
 log_in() {

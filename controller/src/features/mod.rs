@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod images;
 pub mod instances;
+pub mod jumpbox;
 pub mod nodes;
 pub mod quotas;
 pub mod roles;
