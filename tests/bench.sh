@@ -2,7 +2,7 @@
 # make bench: prints our figures beside those of the peers, measured in the same run.
 #
 #   tests/bench.sh [WORDS]    only the whole paths whose name holds one of the words
-#                             (controller, logins, durable, machine, crowd); without words everything,
+#                             (controller, logins, durable, forwards, ssh, machine, crowd); without words everything,
 #                             also the long simulation: faults at random during 200 creates
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -66,6 +66,8 @@ pub struct Running {
     pub http: SocketAddr,
     /// Where agents connect (UDP).
     pub agents: SocketAddr,
+    /// Where people come in by SSH; nothing when it is turned off.
+    pub ssh: Option<SocketAddr>,
     /// What the rooms reach; tests and the admin socket use it.
     pub ctx: Ctx,
     cancel: CancellationToken,
@@ -91,14 +93,16 @@ pub async fn start(config: Config, clock: SharedClock) -> Result<Running> {
     tasks.spawn(features::terminal::run(ctx.clone(), cancel.clone()));
 
     let http = serve_api(&ctx, &cancel, &tasks).await?;
+    let ssh = serve_ssh(&ctx, &cancel, &tasks).await?;
     tasks.spawn(admin::listen(ctx.clone(), cancel.clone())?);
     let ending = cancel.clone();
     tasks.spawn(async move {
         ending.cancelled().await;
         jobs.stop().await;
     });
-    tracing::info!("console and API on {http}, agents on udp {agents}");
-    Ok(Running { http, agents, ctx, cancel, tasks })
+    let by_ssh = ssh.map_or("off".to_owned(), |ssh| format!("on {ssh}"));
+    tracing::info!("console and API on {http}, agents on udp {agents}, SSH {by_ssh}");
+    Ok(Running { http, agents, ssh, ctx, cancel, tasks })
 }
 
 impl Running {
@@ -209,6 +213,18 @@ async fn serve_api(
     };
     tasks.spawn(server::serve(listener, current, router(ctx), limits, cancel.clone()));
     Ok(address)
+}
+
+/// Listens for people who come in by SSH, unless the configuration turns it off.
+async fn serve_ssh(
+    ctx: &Ctx,
+    cancel: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<Option<SocketAddr>> {
+    let Some(jumpbox) = features::jumpbox::bind(ctx).await? else { return Ok(None) };
+    let address = jumpbox.address();
+    tasks.spawn(jumpbox.serve(cancel.clone()));
+    Ok(Some(address))
 }
 
 fn make_data_dir(path: &Path) -> Result<()> {

@@ -4,6 +4,7 @@
 
 mod forwards;
 mod identity;
+mod jumpbox;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::core::secret::Secret;
 
 pub use forwards::{Forwards, PortRange};
 pub use identity::{Passwords, Tokens};
+pub use jumpbox::Jumpbox;
 
 /// Everything that can be set.
 #[derive(Clone, Debug, Deserialize)]
@@ -33,6 +35,8 @@ pub struct Config {
     pub agents: Agents,
     /// Port forwards.
     pub forwards: Forwards,
+    /// SSH.
+    pub jumpbox: Jumpbox,
     /// Sessions.
     pub sessions: Sessions,
     /// The audit.
@@ -154,6 +158,7 @@ impl Default for Config {
             limits: Limits::default(),
             agents: Agents::default(),
             forwards: Forwards::default(),
+            jumpbox: Jumpbox::default(),
             sessions: Sessions::default(),
             audit: Audit::default(),
             passwords: Passwords::default(),
@@ -353,6 +358,7 @@ impl Config {
             return invalid("audit.retention_days", "must be 0 (for ever) to 36500 (100 years)");
         }
         self.forwards.check()?;
+        self.jumpbox.check()?;
         self.passwords.check()?;
         self.tokens.check()?;
         Ok(())
@@ -416,6 +422,8 @@ mod tests {
         assert!(error.contains("10.0.0.0/99"), "{error}");
         let error = load("[limits]\naddress_burst = 0").unwrap_err().to_string();
         assert!(error.contains("limits"), "{error}");
+        let error = load("[jumpbox]\nlogin_seconds = 0").unwrap_err().to_string();
+        assert!(error.contains("jumpbox.login_seconds"), "{error}");
         let error = load("[database]\nurl = \"oracle:x\"").unwrap_err().to_string();
         assert!(error.contains("database.url"), "{error}");
     }

@@ -47,8 +47,8 @@ nginx nginx-light
 socat socat
 iperf3 iperf3
 setpriv util-linux
-sftp openssh-client
-scp openssh-client
+ssh openssh-client
+tmux tmux
 LIST
         ;;
     bench)

@@ -10,6 +10,7 @@ here=$(pwd -P)
 state=$here/.tianqi
 http=${TIANQI_HTTP__LISTEN:-127.0.0.1:8890}
 agents=${TIANQI_AGENTS__LISTEN:-127.0.0.1:8891}
+ssh=${TIANQI_JUMPBOX__LISTEN:-127.0.0.1:2026}
 url=http://$http
 
 # shellcheck source=deploy/local/lib.sh
@@ -113,16 +114,18 @@ import_image() {
 start_controller() {
     end_leftover controller
     ! listens "$http" || fail "$http is taken by another program; try TIANQI_HTTP__LISTEN=127.0.0.1:18890 make run"
+    ! listens "$ssh" || fail "$ssh is taken by another program; try TIANQI_JUMPBOX__LISTEN=127.0.0.1:12026 make run"
     # The account admin is made at the first start; later starts take no notice of the variable.
     if [ ! -s "$state/admin-password" ]; then
         head -c 64 /dev/urandom | base64 -w0 | tr -d '+/=' | cut -c1-20 >"$state/admin-password"
     fi
     password=${TIANQI_ADMIN_PASSWORD:-$(cat "$state/admin-password")}
     spawn controller env TIANQI_DATA_DIR="$state/controller" TIANQI_HTTP__LISTEN="$http" \
-        TIANQI_AGENTS__LISTEN="$agents" TIANQI_ADMIN_PASSWORD="$password" \
+        TIANQI_AGENTS__LISTEN="$agents" TIANQI_JUMPBOX__LISTEN="$ssh" TIANQI_ADMIN_PASSWORD="$password" \
         "$bin/tianqi-controller" serve
     wait_until "the controller" controller answers_http "$url"
     say "console and API on $url"
+    say "SSH on $ssh"
 }
 
 log_in() {
@@ -202,6 +205,7 @@ print_help() {
 Tianqi is running.
 
   API        $url/api/v1
+  SSH        ssh -p ${ssh##*:} admin@${ssh%:*}
   user       admin
   password   $password
   cards      $cards

@@ -29,6 +29,7 @@ pub struct Cluster {
     folder: TempDir,
     http: String,
     agents: String,
+    ssh: u16,
     controller: Option<Process>,
     settings: Vec<(String, String)>,
 }
@@ -49,6 +50,7 @@ impl Cluster {
             folder,
             http: format!("127.0.0.1:{}", free_tcp_port()),
             agents: format!("127.0.0.1:{}", free_udp_port()),
+            ssh: free_tcp_port(),
             controller: None,
             settings: settings.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         };
@@ -90,6 +92,12 @@ impl Cluster {
     #[must_use]
     pub fn agents(&self) -> &str {
         &self.agents
+    }
+
+    /// Returns the port of 127.0.0.1 where people come in by SSH.
+    #[must_use]
+    pub fn ssh(&self) -> u16 {
+        self.ssh
     }
 
     /// Returns the controller's data folder.
@@ -179,6 +187,7 @@ impl Cluster {
             .env("TIANQI_DATA_DIR", self.data_dir())
             .env("TIANQI_HTTP__LISTEN", &self.http)
             .env("TIANQI_AGENTS__LISTEN", &self.agents)
+            .env("TIANQI_JUMPBOX__LISTEN", format!("127.0.0.1:{}", self.ssh))
             .env("TIANQI_ADMIN_PASSWORD", ADMIN_PASSWORD)
             .envs(UNLIMITED)
             .envs(self.settings.iter().map(|(key, value)| (key, value)));

@@ -19,6 +19,7 @@ pub mod raw;
 pub mod raw_http;
 pub mod registry;
 pub mod relay;
+pub mod ssh;
 pub mod terminal;
 pub mod transition;
 pub mod wire;

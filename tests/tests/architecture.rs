@@ -68,6 +68,7 @@ const AGENT: &[(&str, &[&str])] = &[
 /// Rooms that import another room, with the reason. Only through `actions`.
 const ROOM_TO_ROOM: &[(&str, &str, &str)] = &[
     ("quotas", "instances", "what an account uses is counted in one place, where instances are"),
+    ("jumpbox", "instances", "whoever comes to an instance that stands still may start it"),
     ("users", "instances", "a leaver's instances are handed over as the account is deleted"),
 ];
 
@@ -76,6 +77,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("bollard", &["agent/src/docker/engine"]),
     ("nvml_wrapper", &["agent/src/gpu/nvml"]),
     ("quinn", &["agent/src/link", "agent/src/enroll", "controller/src/link"]),
+    ("russh", &["controller/src/features/jumpbox", "controller/src/authz/ssh_key"]),
     ("sqlx", &["controller/src/core/db", "controller/src/admin/backup"]),
 ];
 

@@ -12,6 +12,8 @@ use tianqi_tests::cluster::{ADMIN_PASSWORD, Agent, AgentOptions, Cluster};
 use tianqi_tests::deadline::Deadline;
 
 const PASSWORD: &str = "a-long-enough-password";
+const SSH_KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAICvjztBQGh62NfsD9vZHmN0xBvHMLyuBefme95mo6XeX";
 
 /// A call that succeeds.
 struct Call {
@@ -203,9 +205,12 @@ impl World {
                 let token = json!({ "name": "robot", "permissions": ["me:read"] });
                 (client.login(&name, PASSWORD).await, token)
             }
-            ("delete", "/me/sessions/{id}" | "/me/tokens/{id}") => {
+            ("post", "/me/ssh-keys") => {
+                (client.login(&name, PASSWORD).await, json!({ "name": "k", "public_key": SSH_KEY }))
+            }
+            ("delete", "/me/sessions/{id}" | "/me/tokens/{id}" | "/me/ssh-keys/{id}") => {
                 let client = client.login(&name, PASSWORD).await;
-                let id = self.session_or_token(&client, &operation.template).await;
+                let id = self.credential(&client, &operation.template).await;
                 return Call { client, id, body: json!({}) };
             }
             ("put", "/me/password") => {
@@ -218,11 +223,15 @@ impl World {
         Call { client, id: String::new(), body }
     }
 
-    /// Makes another session, or an API token, of somebody's and returns its id.
-    async fn session_or_token(&self, person: &Client, template: &str) -> String {
+    /// Makes another session, an API token or an SSH key of somebody's and returns its id.
+    async fn credential(&self, person: &Client, template: &str) -> String {
         if template.contains("/tokens/") {
             let token = json!({ "name": "robot", "permissions": ["me:read"] });
             return text(&person.post("/me/tokens", &token).await, "id");
+        }
+        if template.contains("/ssh-keys/") {
+            let key = json!({ "name": "k", "public_key": SSH_KEY });
+            return text(&person.post("/me/ssh-keys", &key).await, "id");
         }
         let name = text(&person.get("/me").await, "name");
         Client::anonymous(self.cluster.http()).login(&name, PASSWORD).await;
@@ -231,16 +240,16 @@ impl World {
         text(all.iter().find(|it| it["is_current"] == false).expect("another session"), "id")
     }
 
-    /// Returns the path of a call, with the first card of the node in place of `{uuid}`, and a session
-    /// or a token of the account in place of `{session}` and `{token}`.
+    /// Returns the path of a call, with the first card of the node in place of `{uuid}`, and a session,
+    /// a token or a key of the account in place of `{session}`, `{token}` and `{key}`.
     async fn path(&self, operation: &Operation, id: &str) -> String {
         let template = &operation.template;
-        if template.contains("{session}") || template.contains("{token}") {
+        if ["{session}", "{token}", "{key}"].iter().any(|it| template.contains(it)) {
             let name = text(&self.admin.get(&format!("/users/{id}")).await, "name");
             let person = Client::anonymous(self.cluster.http()).login(&name, PASSWORD).await;
-            let inner = self.session_or_token(&person, template).await;
+            let inner = self.credential(&person, template).await;
             let path = template.replace("{id}", id).replace("{session}", &inner);
-            return path.replace("{token}", &inner);
+            return path.replace("{token}", &inner).replace("{key}", &inner);
         }
         if template.contains("{terminal}") {
             let terminal = self.left_terminal(id).await;

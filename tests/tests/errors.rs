@@ -127,6 +127,7 @@ async fn no_error_tells_what_the_controller_is_made_of() {
     config.http.listen = "127.0.0.1:0".parse().unwrap();
     config.http.head_seconds = 1;
     config.agents.listen = "127.0.0.1:0".parse().unwrap();
+    config.jumpbox.enabled = false;
     let running = app::start(config, SystemClock::shared()).await.unwrap();
     let address = running.http.to_string();
     let first = std::fs::read_to_string(folder.path().join("initial-admin-password")).unwrap();

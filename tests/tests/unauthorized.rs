@@ -92,6 +92,9 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("get", "/me/tokens", "me:tokens"),
     ("post", "/me/tokens", "me:tokens"),
     ("delete", "/me/tokens/{id}", "me:tokens"),
+    ("get", "/me/ssh-keys", "me:ssh_keys"),
+    ("post", "/me/ssh-keys", "me:ssh_keys"),
+    ("delete", "/me/ssh-keys/{id}", "me:ssh_keys"),
     ("get", "/users", "users:read"),
     ("post", "/users", "users:write"),
     ("get", "/users/{id}", "users:read"),
@@ -104,10 +107,14 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("get", "/users/{id}/tokens", "users:read"),
     ("delete", "/users/{id}/tokens", "users:write"),
     ("delete", "/users/{id}/tokens/{token}", "users:write"),
+    ("get", "/users/{id}/ssh-keys", "users:read"),
+    ("delete", "/users/{id}/ssh-keys/{key}", "users:write"),
 ];
 
-/// Permissions that no operation asks for by itself: they widen what others allow.
-const WITHIN: &[&str] = &["catalogue:unlisted", "forwards:host", "instances:priority"];
+/// Permissions that no operation asks for by itself: they widen what others allow, or are asked for
+/// by SSH.
+const WITHIN: &[&str] =
+    &["catalogue:unlisted", "forwards:host", "instances:priority", "instances:ssh"];
 
 const PASSWORD: &str = "a-long-enough-password";
 
@@ -266,6 +273,7 @@ fn wrong(
             "no_such_session",
             "no_such_token",
             "no_such_terminal",
+            "no_such_ssh_key",
         ]
         .contains(&code)
     };

@@ -59,7 +59,7 @@ fn is_api_token(text: &str) -> bool {
 
 /// Returns what the kind of a session, or of a token, is to the audit.
 fn via_of(kind: &str) -> Option<Via> {
-    [Via::Cookie, Via::Token, Via::ApiToken].into_iter().find(|via| via.as_str() == kind)
+    [Via::Cookie, Via::Token, Via::ApiToken, Via::Ssh].into_iter().find(|via| via.as_str() == kind)
 }
 
 /// Finds what a client sent, as a cookie or otherwise; nothing when it may not be used.
@@ -69,7 +69,8 @@ pub(super) async fn find(authz: &Authz, text: &str, by_cookie: bool) -> Result<O
     let sql = format!("{from} where {hash} = $1");
     let row: Option<CredentialRow> = authz.db.first(&sql, args![token_hash(text)]).await?;
     let found = row.map(|row| usable(authz, row)).transpose()?.flatten();
-    Ok(found.filter(|it| (it.via == Via::Cookie) == by_cookie))
+    // A session of SSH is its connection; its token was given to nobody.
+    Ok(found.filter(|it| it.via != Via::Ssh && (it.via == Via::Cookie) == by_cookie))
 }
 
 /// Finds again what `actor` came by; nothing when it may not be used any more.
@@ -135,8 +136,8 @@ async fn write_use(authz: &Authz, id: Uuid, via: Via, address: &str) -> Result<(
     let now = authz.clock.now();
     match via {
         Via::ApiToken => authz.db.run(TOKEN, args![now, id, address]).await?,
-        Via::Cookie | Via::Token => authz.db.run(SESSION, args![now, id]).await?,
-        Via::Ssh | Via::Forward | Via::Local | Via::Agent | Via::System => 0,
+        Via::Cookie | Via::Token | Via::Ssh => authz.db.run(SESSION, args![now, id]).await?,
+        Via::Forward | Via::Local | Via::Agent | Via::System => 0,
     };
     Ok(())
 }

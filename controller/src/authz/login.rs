@@ -13,6 +13,7 @@ use tianqi_common::name::UserName;
 use super::account::{self, Account};
 use super::challenge::Solution;
 use super::session::{self, Begun, Origin, SessionKind};
+use super::ssh_key::SshKey;
 use super::throttle::Hurdle;
 use super::{Actor, Authz, token};
 use crate::core::audit::{self, Doer, Entry, Outcome, Via};
@@ -61,6 +62,7 @@ impl Visitor {
             via: match kind {
                 SessionKind::Cookie => Via::Cookie,
                 SessionKind::Token => Via::Token,
+                SessionKind::Ssh => Via::Ssh,
             },
         }
     }
@@ -116,7 +118,7 @@ impl Authz {
 
     /// Lets a try go ahead, or says how long it must wait. Returns whether it needs a solved challenge.
     async fn slow_down(&self, name: &str, remote: IpAddr) -> Result<bool> {
-        let Hurdle { wait, challenge } = self.throttle.hurdle(name, remote).await;
+        let Hurdle { wait, challenge, .. } = self.throttle.hurdle(name, remote).await;
         if wait.is_zero() {
             return Ok(challenge);
         }
@@ -146,7 +148,12 @@ impl Authz {
         Err(Problem::forbidden("challenge_required", detail).with(data))
     }
 
-    async fn note_refusal(&self, visitor: &Visitor, name: &str, code: &str) -> Result<()> {
+    pub(super) async fn note_refusal(
+        &self,
+        visitor: &Visitor,
+        name: &str,
+        code: &str,
+    ) -> Result<()> {
         let entry = Entry {
             doer: &visitor.doer(),
             action: LOGIN,
@@ -173,11 +180,26 @@ impl Authz {
         self.ask_for_work(visitor.remote, credentials).await?;
         let Credentials { name, password, .. } = credentials;
         let account = self.check_password(visitor, name, password).await?;
+        Ok((self.begin(visitor, &account, kind, None).await?, account))
+    }
+
+    /// Begins a session of an account that has proved who it is, by `key` if it was one.
+    ///
+    /// # Errors
+    ///
+    /// `account_changed` (409).
+    pub(super) async fn begin(
+        &self,
+        visitor: &Visitor,
+        account: &Account,
+        kind: SessionKind,
+        key: Option<&SshKey>,
+    ) -> Result<Begun> {
         let now = self.clock.now();
-        let address = visitor.remote.to_string();
-        let origin = Origin { remote_address: &address, user_agent: &visitor.user_agent };
+        let (address, ssh_key) = (visitor.remote.to_string(), key.map(|key| key.id));
+        let origin = Origin { remote_address: &address, user_agent: &visitor.user_agent, ssh_key };
         let mut tx = self.db.begin().await?;
-        if !account::is_unchanged(&mut tx, &account).await? {
+        if !account::is_unchanged(&mut tx, account).await? {
             let detail = "the account was changed just now; log in again";
             return Err(Problem::conflict("account_changed", detail));
         }
@@ -188,10 +210,13 @@ impl Authz {
             kind: "user",
             ..visitor.doer()
         };
-        let detail = serde_json::json!({ "kind": kind.as_str() });
+        let mut detail = serde_json::json!({ "kind": kind.as_str() });
+        if let (Some(key), Some(detail)) = (key, detail.as_object_mut()) {
+            detail.insert("ssh_key".to_owned(), key.fingerprint.clone().into());
+        }
         note_done(&mut tx, now, &doer, LOGIN, account.id, detail).await?;
         tx.commit().await?;
-        Ok((begun, account))
+        Ok(begun)
     }
 
     /// Ends the session that `actor` speaks through.
@@ -289,7 +314,7 @@ impl Authz {
 
 /// Returns the name under which failures are counted. Names that cannot exist are counted as one, so
 /// that noise does not fill the memory.
-fn counted_name(name: &str) -> String {
+pub(super) fn counted_name(name: &str) -> String {
     UserName::parse(name).map(String::from).unwrap_or_default()
 }
 

@@ -22,6 +22,8 @@ pub mod quota;
 pub mod resource;
 pub mod role;
 pub mod session;
+mod ssh;
+pub mod ssh_key;
 pub mod standing;
 pub mod strength;
 mod throttle;

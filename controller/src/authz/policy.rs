@@ -74,6 +74,7 @@ permissions! {
     "Change what one's own account says of its owner." "me:write" MeWrite: user Own, auditor Own;
     "List and end one's own sessions." "me:sessions" MeSessions: user Own, auditor Own;
     "Make, list and withdraw one's own API tokens." "me:tokens" MeTokens: user Own, auditor Own;
+    "Add, list and remove one's own SSH public keys." "me:ssh_keys" MeSshKeys: user Own, auditor Own;
     "List and read accounts." "users:read" UsersRead: user None, auditor All;
     "Create, change and delete accounts, and reset their passwords." "users:write" UsersWrite: user None, auditor None;
     "Read nodes, their cards and their state." "nodes:read" NodesRead: user None, auditor All;
@@ -90,6 +91,7 @@ permissions! {
     "Delete instances with their data." "instances:delete" InstancesDelete: user Own, auditor None;
     "Read the output of instances." "instances:logs" InstancesLogs: user Own, auditor None;
     "Open a terminal in instances and run programs there." "instances:exec" InstancesExec: user Own, auditor None;
+    "Enter instances by SSH: shells, commands, files, and connections into them." "instances:ssh" InstancesSsh: user Own, auditor None;
     "See and use images and specs that are not on offer." "catalogue:unlisted" CatalogueUnlisted: user None, auditor All;
     "Set the priority of instances in the queue." "instances:priority" InstancesPriority: user None, auditor None;
     "List roles and read what they allow." "roles:read" RolesRead: user None, auditor All;

@@ -26,6 +26,8 @@ pub enum SessionKind {
     Cookie,
     /// As `Authorization: Bearer`, by programs.
     Token,
+    /// Not at all: the SSH connection that began it stands for it.
+    Ssh,
 }
 
 impl SessionKind {
@@ -35,6 +37,7 @@ impl SessionKind {
         match self {
             Self::Cookie => "cookie",
             Self::Token => "token",
+            Self::Ssh => "ssh",
         }
     }
 }
@@ -42,6 +45,8 @@ impl SessionKind {
 /// A session that was just begun; the token is shown this once and only its hash is stored.
 #[derive(Debug)]
 pub struct Begun {
+    /// Which.
+    pub id: Uuid,
     /// What the client sends from now on.
     pub token: Secret,
     /// When it ends at the latest.
@@ -55,6 +60,8 @@ pub struct Origin<'a> {
     pub remote_address: &'a str,
     /// What the client says it is.
     pub user_agent: &'a str,
+    /// The SSH key it was begun with; the session ends with the key.
+    pub ssh_key: Option<Uuid>,
 }
 
 /// A session as its owner recognises it.
@@ -141,8 +148,8 @@ pub(super) async fn begin(
     now: UnixMillis,
 ) -> Result<Begun, DbError> {
     const INSERT: &str = "insert into sessions (id, user_id, token_hash, kind, remote_address, \
-         user_agent, created_at, last_used_at, expires_at) \
-         values ($1, $2, $3, $4, $5, $6, $7, $7, $8)";
+         user_agent, created_at, last_used_at, expires_at, ssh_key_id) \
+         values ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9)";
     make_room(tx, rules, user, now).await?;
     let mut bytes = zeroize::Zeroizing::new([0_u8; 32]);
     rand::rng().fill_bytes(bytes.as_mut());
@@ -151,9 +158,10 @@ pub(super) async fn begin(
     let user_agent: String = origin.user_agent.chars().take(USER_AGENT_MAX).collect();
     let hash = token_hash(token.expose());
     let (id, address) = (Uuid::now_v7(), origin.remote_address);
-    let values = args![id, user, hash, kind.as_str(), address, user_agent, now, expires_at];
+    let kind = kind.as_str();
+    let values = args![id, user, hash, kind, address, user_agent, now, expires_at, origin.ssh_key];
     tx.run(INSERT, values).await?;
-    Ok(Begun { token, expires_at })
+    Ok(Begun { id, token, expires_at })
 }
 
 async fn make_room(

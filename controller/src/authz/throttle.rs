@@ -48,6 +48,8 @@ pub struct Hurdle {
     pub wait: Duration,
     /// Whether a challenge must be solved.
     pub challenge: bool,
+    /// How long somebody must wait who cannot be asked to solve one; zero to go ahead.
+    pub wait_unsolved: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -77,12 +79,21 @@ impl<K: Hash + Eq + Clone> Tallies<K> {
 
     /// Returns how long `key` must wait from `now` on.
     fn wait(&self, key: &K, now: Duration) -> Duration {
+        self.wait_after(self.rule.free, key, now)
+    }
+
+    /// The same where no challenge can be shown: waiting stands in its place.
+    fn wait_unsolved(&self, key: &K, now: Duration) -> Duration {
+        self.wait_after(self.rule.unchallenged, key, now)
+    }
+
+    fn wait_after(&self, free: u32, key: &K, now: Duration) -> Duration {
         let Some(tally) = self.by_key.get(key) else { return Duration::ZERO };
         let passed = now.saturating_sub(tally.last);
-        if tally.failures < self.rule.free || passed >= FORGET {
+        if tally.failures < free || passed >= FORGET {
             return Duration::ZERO;
         }
-        let doublings = (tally.failures - self.rule.free).min(16);
+        let doublings = (tally.failures - free).min(16);
         Duration::from_secs(1 << doublings).min(self.rule.longest).saturating_sub(passed)
     }
 
@@ -158,7 +169,10 @@ impl Throttle {
                         let wait = accounts.wait(&account, now).max(addresses.wait(&address, now));
                         let challenge = accounts.is_challenged(&account, now)
                             || addresses.is_challenged(&address, now);
-                        let _ = answer.send(Hurdle { wait, challenge });
+                        let wait_unsolved = accounts
+                            .wait_unsolved(&account, now)
+                            .max(addresses.wait_unsolved(&address, now));
+                        let _ = answer.send(Hurdle { wait, challenge, wait_unsolved });
                     }
                     Ask::Spend { solved, answer } => {
                         let _ = answer.send(spent.spend(solved, clock.now()));
@@ -226,6 +240,18 @@ mod tests {
         assert_eq!(waits, [0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60]);
         assert_eq!(tallies.wait(&"bob", SECOND), Duration::ZERO);
         assert_eq!(tallies.wait(&"alice", SECOND + Duration::from_secs(61)), Duration::ZERO);
+    }
+
+    #[test]
+    fn who_cannot_solve_a_challenge_waits_from_where_it_would_be_asked() {
+        let mut tallies = Tallies::new(ACCOUNT);
+        let mut waits = Vec::new();
+        for _ in 0..6 {
+            tallies.failed("alice", SECOND);
+            waits.push(tallies.wait_unsolved(&"alice", SECOND).as_secs());
+        }
+
+        assert_eq!(waits, [0, 0, 1, 2, 4, 8]);
     }
 
     #[test]

@@ -85,6 +85,42 @@ pub async fn ended<P: Permission>(
     }
 }
 
+/// Waits until the session or the account of `actor` has ended and returns why. `heard` must have
+/// listened since before the actor was made.
+pub async fn left(
+    authz: &Authz,
+    actor: &Actor,
+    in_use: &InUse,
+    heard: &mut Receiver<Event>,
+) -> Problem {
+    let mut look_again = tokio::time::interval(LOOK_AGAIN);
+    loop {
+        tokio::select! {
+            event = heard.recv() => match event {
+                Ok(Event::Revoked(user)) if user == actor.id => {}
+                Ok(_) => continue,
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => {
+                    return Problem::unavailable("ending", "the controller is ending");
+                }
+            },
+            _ = look_again.tick() => {}
+        }
+        let looked = async {
+            if in_use.take() {
+                credential::touch(authz, actor).await?;
+            }
+            authz.refresh(actor).await
+        };
+        // A database that does not answer ends nothing: the next look decides.
+        if let Err(problem) = looked.await
+            && problem.status.is_client_error()
+        {
+            return problem;
+        }
+    }
+}
+
 /// Looks once whether `grant` stands, and notes a use of its session if there was one.
 ///
 /// # Errors

@@ -96,7 +96,7 @@ impl Default for Forwards {
             user_ports: PortRange::default(),
             user_rules: 20,
             // The SSH jumpbox.
-            reserved_ports: vec![2026],
+            reserved_ports: Vec::new(),
             connections: 8_192,
             rule_connections: 1_024,
             udp_flows: 8_192,

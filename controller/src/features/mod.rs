@@ -4,6 +4,7 @@ pub mod audit;
 pub mod forwards;
 pub mod images;
 pub mod instances;
+pub mod jumpbox;
 pub mod nodes;
 pub mod quotas;
 pub mod roles;

@@ -113,6 +113,7 @@ pub async fn context(data_dir: PathBuf) -> Ctx {
     let mut config = Config { data_dir, ..Config::default() };
     config.http.listen = "127.0.0.1:0".parse().expect("an address");
     config.agents.listen = "127.0.0.1:0".parse().expect("an address");
+    config.jumpbox.enabled = false;
     let url = format!("sqlite:{}", config.data_dir.join("tianqi.db").display());
     let connections = config.database.max_connections;
     let running = app::start(config, SystemClock::shared()).await.expect("a controller");

@@ -45,6 +45,7 @@ impl Controller {
             .env("TIANQI_HTTP__LISTEN", &self.http)
             .envs(UNLIMITED)
             .env("TIANQI_AGENTS__LISTEN", &self.agents)
+            .env("TIANQI_JUMPBOX__ENABLED", "false")
             .env("TIANQI_ADMIN_PASSWORD", ADMIN_PASSWORD);
         let began = Instant::now();
         let mut process = Process::start(command, &self.folder.path().join("log"));

@@ -25,6 +25,7 @@ mod machine;
 mod proc;
 mod report;
 mod rows;
+mod ssh;
 mod terminal;
 
 use std::time::Duration;
@@ -58,6 +59,9 @@ fn main() {
         }
         if wanted("forwards") {
             section(&mut report, "forwards", async |report| forwards::measure(report).await).await;
+        }
+        if wanted("ssh") {
+            section(&mut report, "ssh", async |report| ssh::measure(report).await).await;
         }
         if wanted("machine") {
             section(&mut report, "machine", async |report| machine::measure(report).await).await;

@@ -24,6 +24,16 @@ pub fn cpu_seconds(pid: u32) -> f64 {
     ticks.map(|ticks| ticks.parse::<f64>().expect("ticks")).sum::<f64>() / TICKS_PER_SECOND
 }
 
+/// Returns the seconds of CPU that the whole machine has used since its start.
+pub fn machine_cpu_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/stat").expect("/proc/stat");
+    let numbers = stat.lines().next().into_iter().flat_map(str::split_whitespace).skip(1);
+    let ticks: Vec<f64> = numbers.map(|ticks| ticks.parse().expect("ticks")).collect();
+    // User, nice, system; idle and waiting; interrupts; the rest is counted in these.
+    let [user, nice, system, _, _, interrupt, soft, ..] = ticks[..] else { panic!("{stat}") };
+    (user + nice + system + interrupt + soft) / TICKS_PER_SECOND
+}
+
 /// Returns the share of one core, in percent, that a process uses over `span`, and its largest
 /// resident memory in MB.
 pub async fn watch(pid: u32, span: Duration) -> (f64, f64) {

@@ -148,7 +148,9 @@ impl Sshd {
     fn start(keys: &Path, name: &str) -> Self {
         let port: u16 = free_addresses().0.rsplit(':').next().unwrap().parse().unwrap();
         let host_key = keys.join(format!("host-{name}"));
-        run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&host_key));
+        run(Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(&host_key));
         let config = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\n\
              StrictModes no\nUsePAM no\nPermitRootLogin yes\nPrintMotd no\nPrintLastLog no\n\
@@ -183,7 +185,9 @@ pub async fn measure(report: &mut Report) {
     let (mut world, _admin, names) = World::start().await;
     let ways = [world.ours(&names[0]), world.jump(), world.direct()];
     // Guests start, host keys become known, files are in memory.
-    for way in ways.iter().chain(names.iter().map(|name| world.ours(name)).collect::<Vec<_>>().iter()) {
+    for way in
+        ways.iter().chain(names.iter().map(|name| world.ours(name)).collect::<Vec<_>>().iter())
+    {
         run(&mut way.ssh("true"));
     }
     logins(report, &ways);
@@ -246,7 +250,9 @@ fn bulk(report: &mut Report, ways: &[Way; 3]) {
 /// Copies a file in and out with `scp` and `sftp`.
 fn copies(report: &mut Report, world: &World, ways: &[Way; 3]) {
     let local = world.keys.path().join("file");
-    run(Command::new("sh").args(["-c", &format!("head -c {}M /dev/urandom >\"$0\"", FILE_MIB)]).arg(&local));
+    run(Command::new("sh")
+        .args(["-c", &format!("head -c {}M /dev/urandom >\"$0\"", FILE_MIB)])
+        .arg(&local));
     let local = local.display().to_string();
     for (program, what) in [
         ("scp", "scp: a file of 256 MiB in, and out again"),
@@ -298,7 +304,8 @@ fn idle(report: &mut Report, world: &mut World, names: &[String]) {
         let mut ssh = way.ssh("echo here; exec sleep 600");
         let mut ssh = ssh.stdout(Stdio::piped()).spawn().expect("ssh runs");
         let mut first = [0; 1];
-        std::io::Read::read_exact(ssh.stdout.as_mut().expect("piped"), &mut first).expect("a session");
+        std::io::Read::read_exact(ssh.stdout.as_mut().expect("piped"), &mut first)
+            .expect("a session");
         held.push(ssh);
     }
     let after = (rss_mb(controller), rss_mb(agent));

@@ -36,6 +36,7 @@ const STEPS: &[Step] = &[
     step!(5, "0005_accounts"),
     step!(6, "0006_audit"),
     step!(7, "0007_quotas"),
+    step!(8, "0008_ssh_keys"),
     step!(9, "0009_forwards"),
     step!(10, "0010_terminals"),
 ];

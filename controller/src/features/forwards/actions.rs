@@ -205,8 +205,9 @@ pub(super) fn where_to_listen(ctx: &Ctx, grant: &Grant<Anything, ForwardsRead>) 
 }
 
 /// Returns the ports that the controller itself listens on.
-pub(super) fn own_ports(ctx: &Ctx) -> [u16; 2] {
-    [ctx.config.http.listen.port(), ctx.config.agents.listen.port()]
+pub(super) fn own_ports(ctx: &Ctx) -> [u16; 3] {
+    let config = &ctx.config;
+    [config.http.listen, config.agents.listen, config.jumpbox.listen].map(|listen| listen.port())
 }
 
 fn may_lead_anywhere(actor: &Actor) -> bool {

@@ -202,8 +202,12 @@ mod tests {
     /// The code with which a rule is refused, or nothing.
     fn refused(rule: &Rule, others: &[Rule], any_target: bool) -> &'static str {
         let (config, local) = (config(), ["10.0.0.1".parse().unwrap()]);
-        let setting =
-            Setting { config: &config, own_ports: &[8_890, 8_891], local: &local, any_target };
+        let setting = Setting {
+            config: &config,
+            own_ports: &[8_890, 8_891, 2_026],
+            local: &local,
+            any_target,
+        };
         let checked = setting.check(rule).and_then(|()| setting.check_beside(rule, others));
         checked.err().map_or("", |problem| problem.code)
     }

@@ -214,7 +214,7 @@ pub(super) async fn withdraw_all_tokens(
 
 /// Begins a transaction that ends something of `user`: one's own, or that of somebody whose role
 /// reaches no further than the actor's.
-async fn begin(ctx: &Ctx, actor: &Actor, user: UserId) -> Result<Tx> {
+pub(super) async fn begin(ctx: &Ctx, actor: &Actor, user: UserId) -> Result<Tx> {
     let mut tx = ctx.db.begin().await?;
     if user != actor.id {
         let account = store::lock(&mut tx, user).await?.ok_or_else(UserRef::missing)?;
@@ -224,14 +224,17 @@ async fn begin(ctx: &Ctx, actor: &Actor, user: UserId) -> Result<Tx> {
 }
 
 /// What was done, for the audit.
-struct What {
-    action: &'static str,
-    kind: &'static str,
-    id: String,
+pub(super) struct What {
+    /// The permission's name.
+    pub action: &'static str,
+    /// What kind of thing it was done to.
+    pub kind: &'static str,
+    /// To which.
+    pub id: String,
 }
 
 /// Writes it down, makes it durable, and tells whoever holds something open for `user`.
-async fn finish(
+pub(super) async fn finish(
     ctx: &Ctx,
     mut tx: Tx,
     actor: &Actor,
@@ -245,7 +248,8 @@ async fn finish(
     Ok(())
 }
 
-async fn note(
+/// Writes in `tx` what was done.
+pub(super) async fn note(
     tx: &mut Tx,
     now: UnixMillis,
     actor: &Actor,

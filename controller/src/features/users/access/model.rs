@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::authz::session::SessionInfo;
+use crate::authz::ssh_key::SshKey;
 use crate::authz::token::ApiToken;
 use crate::core::timestamp::Timestamp;
 
@@ -13,7 +14,7 @@ use crate::core::timestamp::Timestamp;
 pub struct SessionView {
     /// Its id.
     pub id: Uuid,
-    /// `cookie` for the console, `token` for a program that logged in.
+    /// `cookie` for the console, `token` for a program that logged in, `ssh` for an SSH connection.
     pub kind: String,
     /// Whether this request came by it.
     pub is_current: bool,
@@ -97,4 +98,51 @@ pub struct MadeToken {
     /// What is stored of it.
     #[serde(flatten)]
     pub view: TokenView,
+}
+
+/// An SSH public key.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SshKeyView {
+    /// Its id.
+    pub id: Uuid,
+    /// What its owner calls it.
+    pub name: String,
+    /// `SHA256:` and the hash, as `ssh-keygen -l` shows it.
+    pub fingerprint: String,
+    /// Such as `ssh-ed25519`.
+    pub algorithm: String,
+    /// The key as one line.
+    pub public_key: String,
+    /// When it was added.
+    pub created_at: Timestamp,
+    /// When somebody logged in with it last; null when nobody did.
+    pub last_used_at: Option<Timestamp>,
+    /// From where; empty when nobody did.
+    pub last_used_address: String,
+}
+
+impl From<SshKey> for SshKeyView {
+    fn from(it: SshKey) -> Self {
+        Self {
+            id: it.id,
+            name: it.name,
+            fingerprint: it.fingerprint,
+            algorithm: it.algorithm,
+            public_key: it.public_key,
+            created_at: it.created_at.into(),
+            last_used_at: it.last_used_at.map(Timestamp::from),
+            last_used_address: it.last_used_address,
+        }
+    }
+}
+
+/// An SSH public key to log in with.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddSshKey {
+    /// What to call it, 1 to 50 characters.
+    pub name: String,
+    /// The line of the `.pub` file: ed25519, ecdsa, rsa of 2048 bits or more, or the `sk-` kinds of
+    /// security keys.
+    pub public_key: String,
 }

@@ -1,0 +1,43 @@
+//! English.
+
+use super::Texts;
+
+pub(super) const TEXTS: Texts = Texts {
+    heading: "Tianqi - instances of {}",
+    columns: ["No.", "Name", "Container", "Node", "Phase", "Owner"],
+    help: "number or name: enter · text: filter · Enter: next page · r: refresh · q: quit",
+    hint: "Straight in next time: ssh {}{}+NAME@{}",
+    none: "You have no instances yet. Create one in the console, then press r.",
+    no_match: "No instance is called like \"{}\".",
+    page: "page {} of {}",
+    filter: "filter: {}",
+    prompt: "> ",
+    goodbye: "Goodbye.",
+    back: "Back in the menu.",
+    phases: [
+        "waiting",
+        "being made",
+        "running",
+        "stopping",
+        "stopped",
+        "failed",
+        "being deleted",
+        "unknown",
+    ],
+    not_running: "{} does not run: it is {}.",
+    ask_start: "Start it? [y/n] ",
+    starting: "Starting it; Ctrl-C stops waiting.",
+    waiting: "It is {}; Ctrl-C stops waiting.",
+    still_waiting: "It does not run yet. Come back later.",
+    node_offline: "Its node does not answer now; try again later.",
+    deleting: "It is being deleted.",
+    no_such_instance: "There is no such instance.",
+    must_change_password: "Set your own password first: log in to the console once.",
+    too_many_sessions: "This account has as many SSH connections as it may; close one.",
+    no_terminal: "The menu needs a terminal. Name an instance: ssh {}+NAME@HOST",
+    name_an_instance: "Name an instance: {}+NAME@HOST. No instance of yours is called like this command.",
+    session_ended: "Your session has ended; log in again.",
+    access_ended: "The instance was stopped, or you may not enter it any more.",
+    node_lost: "The connection to its node was lost.",
+    failed: "It did not work: {}",
+};
