@@ -166,11 +166,7 @@ async fn deleting_an_account_needs_a_new_owner_for_its_instances_and_ends_everyt
     assert_eq!(audit["total"], 1, "{audit}");
     assert_eq!(audit["items"][0]["target_id"], json!(world.id));
     let mut terminal = Terminal::open(&as_bob, &world.id, "").await.unwrap();
-    assert_eq!(
-        terminal.told().await,
-        json!({ "type": "opened", "kept": false }),
-        "its new owner gets in"
-    );
+    assert_eq!(terminal.told().await["type"], "opened", "its new owner gets in");
     let (status, _) = admin.try_call(Method::GET, &path, None).await;
     assert_eq!(status, StatusCode::NOT_FOUND);
 }
@@ -290,11 +286,7 @@ async fn a_second_person_sees_only_their_own_and_reaches_nobody_elses_instance_b
     }
     cookie.wait_phase(&own, "running").await;
     let mut terminal = Terminal::open(&token, &own, "").await.unwrap();
-    assert_eq!(
-        terminal.told().await,
-        json!({ "type": "opened", "kept": false }),
-        "their own opens"
-    );
+    assert_eq!(terminal.told().await["type"], "opened", "their own opens");
 }
 
 #[tokio::test(flavor = "multi_thread")]
