@@ -98,6 +98,7 @@ impl Node {
                 subnet: String::new(),
             },
             guest: Some(binary("tianqi-guest").canonicalize().unwrap()),
+            guest_folders: self.folder.path().join("guests"),
             ..Settings::default()
         };
         let handle = DockerHandle::new(self.docker.clone());

@@ -42,7 +42,7 @@ pub struct Settings {
     pub network: NetworkSpec,
     /// The guest's program; an instance runs without it when the file is missing.
     pub guest: Option<PathBuf>,
-    /// Where the folders of the guests' sockets are.
+    /// Where the folders of the guests' sockets are; absolute, as an engine binds them.
     pub guest_folders: PathBuf,
     /// Steps on the way at once; more wait their turn.
     pub steps_at_once: usize,
