@@ -136,6 +136,7 @@ impl World {
         };
         config.http.listen = any;
         config.agents.listen = any;
+        config.jumpbox.listen = any;
         config.forwards.user_addresses = vec![any.ip()];
         config.forwards.user_ports = "1024-65535".parse().unwrap();
         let first = config.data_dir.join("initial-admin-password");
