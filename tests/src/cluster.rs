@@ -290,7 +290,8 @@ impl Agent {
         let deadline = Deadline::after(PATIENCE);
         loop {
             let node = admin.get(&format!("/nodes/{}", self.node_id)).await;
-            if node["docker_status"] == "connected" {
+            // A controller that has just started still knows what the engine was before.
+            if node["online"] == true && node["docker_status"] == "connected" {
                 return node;
             }
             let ended = self.process().has_ended();
