@@ -5,9 +5,9 @@
 use tianqi_common::wire::frame::FrameError;
 use tianqi_common::wire::guest::CONNECTED;
 use tianqi_common::wire::stream::{Dial, StreamOpen, StreamRefusal};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy};
+use tokio::io::{AsyncWriteExt as _, copy};
 
-use super::{Found, StreamError, Streams, accept, by_guest, refused, relay};
+use super::{Found, Sink, Source, StreamError, Streams, accept, by_guest, refused, relay};
 use crate::docker::spec::GUEST;
 use crate::docker::{ExecReader, ExecRequest, ExecSession, ExecWriter, OutputKind};
 
@@ -17,16 +17,12 @@ const MAX_HOST: usize = 255;
 const MAX_REASON: usize = 300;
 
 /// Serves a TCP connection.
-pub(super) async fn tcp<R, W>(
+pub(super) async fn tcp(
     streams: &Streams,
     dial: Dial,
-    reader: R,
-    writer: &mut W,
-) -> Result<(), StreamError>
-where
-    R: AsyncRead + Send + Unpin + 'static,
-    W: AsyncWrite + Send + Unpin,
-{
+    reader: impl Source,
+    writer: &mut impl Sink,
+) -> Result<(), StreamError> {
     check(&dial)?;
     let _slot = streams.dial_slot(dial.instance)?;
     let words = ["tcp".to_owned(), dial.host.clone(), dial.port.to_string()];
@@ -42,16 +38,12 @@ where
 }
 
 /// Serves one flow of datagrams; only a guest can.
-pub(super) async fn udp<R, W>(
+pub(super) async fn udp(
     streams: &Streams,
     dial: Dial,
-    reader: R,
-    writer: &mut W,
-) -> Result<(), StreamError>
-where
-    R: AsyncRead + Send + Unpin + 'static,
-    W: AsyncWrite + Send + Unpin,
-{
+    reader: impl Source,
+    writer: &mut impl Sink,
+) -> Result<(), StreamError> {
     check(&dial)?;
     let _slot = streams.dial_slot(dial.instance)?;
     match by_guest(streams, &StreamOpen::Udp(dial)).await? {
@@ -64,16 +56,12 @@ where
 }
 
 /// Serves a person's files.
-pub(super) async fn sftp<R, W>(
+pub(super) async fn sftp(
     streams: &Streams,
     wanted: tianqi_common::wire::stream::Sftp,
-    reader: R,
-    writer: &mut W,
-) -> Result<(), StreamError>
-where
-    R: AsyncRead + Send + Unpin + 'static,
-    W: AsyncWrite + Send + Unpin,
-{
+    reader: impl Source,
+    writer: &mut impl Sink,
+) -> Result<(), StreamError> {
     let _slot = streams.slot(wanted.instance)?;
     let container = match by_guest(streams, &StreamOpen::Sftp(wanted)).await? {
         Found::Guest(guest) => return relay::bytes(guest, reader, writer).await,
@@ -125,11 +113,11 @@ async fn until_connected(reader: &mut ExecReader) -> Result<bytes::Bytes, Stream
 }
 
 /// Carries bytes between the controller and a program until the program's output ends.
-async fn carry<R, W>(session: ExecSession, reader: R, writer: &mut W) -> Result<(), StreamError>
-where
-    R: AsyncRead + Send + Unpin + 'static,
-    W: AsyncWrite + Send + Unpin,
-{
+async fn carry(
+    session: ExecSession,
+    reader: impl Source,
+    writer: &mut impl Sink,
+) -> Result<(), StreamError> {
     let ExecSession { reader: mut output, writer: input, .. } = session;
     let input = tokio::spawn(carry_input(reader, input));
     let _stop_input = relay::AbortOnDrop(input.abort_handle());
@@ -142,7 +130,7 @@ where
     Ok(())
 }
 
-async fn carry_input<R: AsyncRead + Unpin>(mut reader: R, mut writer: ExecWriter) {
+async fn carry_input(mut reader: impl Source, mut writer: ExecWriter) {
     // A program that takes no more ends, and with it the output, which is what counts.
     let _ = copy(&mut reader, &mut writer).await;
     let _ = writer.shutdown().await;

@@ -12,10 +12,10 @@ use tianqi_common::wire::frame::{self, Limit};
 use tianqi_common::wire::stream::{
     Command, Exec, ExecFrame, PtySize, StreamOpen, StreamRefusal, Terminal,
 };
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 
 use super::relay::{self, AbortOnDrop};
-use super::{Found, StreamError, Streams, accept, by_guest, refused};
+use super::{Found, Sink, Source, StreamError, Streams, accept, by_guest, refused};
 use crate::docker::{
     Docker, ExecReader, ExecRequest, ExecSession, ExecWriter, OutputKind, exit_code, shells,
 };
@@ -29,16 +29,12 @@ const MAX_SIZE: u16 = 10_000;
 const HANGUP_GRACE: Duration = Duration::from_secs(2);
 
 /// Serves a program by the guest of the instance, or by the engine's own exec where there is none.
-pub(super) async fn serve<R, W>(
+pub(super) async fn serve(
     streams: &Streams,
     mut wanted: Exec,
-    reader: R,
-    writer: &mut W,
-) -> Result<(), StreamError>
-where
-    R: AsyncRead + Send + Unpin + 'static,
-    W: AsyncWrite + Send + Unpin,
-{
+    reader: impl Source,
+    writer: &mut impl Sink,
+) -> Result<(), StreamError> {
     check(&wanted)?;
     name_terminal(&mut wanted);
     let _slot = streams.slot(wanted.instance)?;
@@ -56,16 +52,12 @@ where
 }
 
 /// Serves a program with a terminal that outlives its stream; only a guest can.
-pub(super) async fn serve_kept<R, W>(
+pub(super) async fn serve_kept(
     streams: &Streams,
     mut wanted: Terminal,
-    reader: R,
-    writer: &mut W,
-) -> Result<(), StreamError>
-where
-    R: AsyncRead + Send + Unpin + 'static,
-    W: AsyncWrite + Send + Unpin,
-{
+    reader: impl Source,
+    writer: &mut impl Sink,
+) -> Result<(), StreamError> {
     check(&wanted.exec)?;
     if wanted.exec.pty.is_none() {
         return Err(refused(StreamRefusal::BadRequest, "a kept terminal needs a size"));
@@ -81,16 +73,12 @@ where
     }
 }
 
-async fn carry<R, W>(
+async fn carry(
     docker: Arc<dyn Docker>,
     session: ExecSession,
-    reader: R,
-    writer: &mut W,
-) -> Result<(), StreamError>
-where
-    R: AsyncRead + Send + Unpin + 'static,
-    W: AsyncWrite + Send + Unpin,
-{
+    reader: impl Source,
+    writer: &mut impl Sink,
+) -> Result<(), StreamError> {
     let exec = session.id.clone();
     let input = tokio::spawn(carry_input(docker.clone(), exec.clone(), reader, session.writer));
     let stop_input = AbortOnDrop(input.abort_handle());
@@ -130,10 +118,10 @@ enum Ended {
 }
 
 /// Returns when the controller went away. Input that merely ended is not that.
-async fn carry_input<R: AsyncRead + Unpin>(
+async fn carry_input(
     docker: Arc<dyn Docker>,
     exec: String,
-    mut reader: R,
+    mut reader: impl Source,
     mut writer: ExecWriter,
 ) {
     // A program that ended or closed its input takes no more; what still comes is read and dropped,
@@ -183,9 +171,9 @@ fn note(done: Result<(), crate::docker::DockerError>, what: &'static str) {
     }
 }
 
-async fn carry_output<W: AsyncWrite + Unpin>(
+async fn carry_output(
     mut reader: ExecReader,
-    writer: &mut W,
+    writer: &mut impl Sink,
 ) -> Result<Ended, frame::FrameError> {
     loop {
         let frame = match reader.next().await {

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use super::batch::Batch;
 use super::search::{Line, Lines, Needle};
 use super::tail::Tail;
-use super::{StreamError, Streams, accept, container_of};
+use super::{Sink, Source, StreamError, Streams, accept, container_of};
 use crate::docker::{LogRequest, Output, Pieces};
 
 /// Most lines from the end, for controllers that know nothing newer.
@@ -44,16 +44,12 @@ pub(super) fn asked(logs: &Logs) -> LogQuery {
     }
 }
 
-pub(super) async fn serve<R, W>(
+pub(super) async fn serve(
     streams: &Streams,
     wanted: LogQuery,
-    reader: &mut R,
-    writer: &mut W,
-) -> Result<(), StreamError>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
+    reader: &mut impl Source,
+    writer: &mut impl Sink,
+) -> Result<(), StreamError> {
     check(&wanted)?;
     let docker = streams.docker();
     let container = container_of(&*docker, wanted.instance).await?;

@@ -39,6 +39,14 @@ const TAILS: usize = 8;
 /// Connections into one instance at once.
 const MAX_DIALS: usize = 1_024;
 
+/// What comes from the controller on one stream.
+trait Source: AsyncRead + Send + Unpin + 'static {}
+impl<T: AsyncRead + Send + Unpin + 'static> Source for T {}
+
+/// What goes to the controller on one stream.
+trait Sink: AsyncWrite + Send + Unpin {}
+impl<T: AsyncWrite + Send + Unpin> Sink for T {}
+
 /// Why a stream did not open or did not go on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StreamError {

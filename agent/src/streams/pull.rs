@@ -5,25 +5,21 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tianqi_common::wire::frame::{self, Limit};
 use tianqi_common::wire::stream::{Pull, PullFrame, StreamRefusal};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::AsyncReadExt;
 
-use super::{StreamError, Streams, accept};
+use super::{Sink, Source, StreamError, Streams, accept};
 
 /// Progress is told at most this often; Docker tells it hundreds of times a second.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 /// Longest image reference.
 const MAX_REFERENCE: usize = 500;
 
-pub(super) async fn serve<R, W>(
+pub(super) async fn serve(
     streams: &Streams,
     wanted: Pull,
-    reader: &mut R,
-    writer: &mut W,
-) -> Result<(), StreamError>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
+    reader: &mut impl Source,
+    writer: &mut impl Sink,
+) -> Result<(), StreamError> {
     if wanted.image.is_empty() || wanted.image.len() > MAX_REFERENCE {
         let message = format!("an image reference has 1 to {MAX_REFERENCE} characters");
         return Err(StreamError::Refused(StreamRefusal::BadRequest, message));

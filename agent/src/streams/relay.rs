@@ -3,12 +3,10 @@
 
 use tianqi_common::wire::frame::{self, FrameError, Limit};
 use tianqi_common::wire::stream::{Datagram, ExecFrame};
-use tokio::io::{
-    AsyncRead, AsyncWrite, AsyncWriteExt as _, copy, copy_bidirectional_with_sizes, join,
-};
+use tokio::io::{AsyncWriteExt as _, copy, copy_bidirectional_with_sizes, join};
 use tokio::net::UnixStream;
 
-use super::{StreamError, accept};
+use super::{Sink, Source, StreamError, accept};
 
 /// Bytes carried at once, each way.
 pub(super) const BUFFER: usize = 128 << 10;
@@ -23,15 +21,11 @@ impl Drop for AbortOnDrop {
 }
 
 /// Carries the frames of a program until its last one, or until one side goes.
-pub(super) async fn frames<R, W>(
+pub(super) async fn frames(
     guest: UnixStream,
-    mut reader: R,
-    writer: &mut W,
-) -> Result<(), StreamError>
-where
-    R: AsyncRead + Send + Unpin + 'static,
-    W: AsyncWrite + Send + Unpin,
-{
+    mut reader: impl Source,
+    writer: &mut impl Sink,
+) -> Result<(), StreamError> {
     accept(writer).await?;
     let (mut from_guest, mut to_guest) = guest.into_split();
     let input = tokio::spawn(async move {
@@ -60,11 +54,10 @@ enum Output {
     Broken(String),
 }
 
-async fn output<R, W>(from_guest: &mut R, writer: &mut W) -> Result<Output, FrameError>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
+async fn output(
+    from_guest: &mut impl Source,
+    writer: &mut impl Sink,
+) -> Result<Output, FrameError> {
     loop {
         let payload = match frame::read_payload(from_guest, Limit::STREAM).await {
             Ok(Some(payload)) => payload,
@@ -99,15 +92,11 @@ fn nonsense(error: &FrameError) -> String {
 }
 
 /// Carries bytes as they are; each half ends by itself.
-pub(super) async fn bytes<R, W>(
+pub(super) async fn bytes(
     mut guest: UnixStream,
-    reader: R,
-    writer: &mut W,
-) -> Result<(), StreamError>
-where
-    R: AsyncRead + Send + Unpin,
-    W: AsyncWrite + Send + Unpin,
-{
+    reader: impl Source,
+    writer: &mut impl Sink,
+) -> Result<(), StreamError> {
     accept(writer).await?;
     let mut controller = join(reader, writer);
     let carried = copy_bidirectional_with_sizes(&mut controller, &mut guest, BUFFER, BUFFER).await;
@@ -118,15 +107,11 @@ where
 }
 
 /// Carries datagrams until one side goes.
-pub(super) async fn datagrams<R, W>(
+pub(super) async fn datagrams(
     guest: UnixStream,
-    mut reader: R,
-    writer: &mut W,
-) -> Result<(), StreamError>
-where
-    R: AsyncRead + Send + Unpin,
-    W: AsyncWrite + Send + Unpin,
-{
+    mut reader: impl Source,
+    writer: &mut impl Sink,
+) -> Result<(), StreamError> {
     accept(writer).await?;
     let (mut from_guest, mut to_guest) = guest.into_split();
     let back = async {
