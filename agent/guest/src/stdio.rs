@@ -45,12 +45,13 @@ pub(crate) fn is_reader_gone() -> bool {
 }
 
 fn wait_or(error: Errno, fd: BorrowedFd<'_>, ready: PollFlags) -> io::Result<()> {
-    match error {
-        Errno::EINTR => Ok(()),
-        Errno::EAGAIN => match poll(&mut [PollFd::new(fd, ready)], PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        },
-        other => Err(other.into()),
+    let waited = if error == Errno::EAGAIN {
+        poll(&mut [PollFd::new(fd, ready)], PollTimeout::NONE).map(|_| ())
+    } else {
+        Err(error)
+    };
+    match waited {
+        Ok(()) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }

@@ -281,10 +281,11 @@ impl Keeper {
 
     /// Says how the program ended, to somebody who comes back for it too.
     async fn part(mut self, code: i32, mut visitors: mpsc::Receiver<Visitor>) {
-        if self.writer.is_none() && !self.is_ending {
-            if let Ok(Some(visitor)) = tokio::time::timeout(self.patience, visitors.recv()).await {
-                self.look(visitor.stream, Some(visitor.seen));
-            }
+        let may_come_back = self.writer.is_none() && !self.is_ending;
+        if may_come_back
+            && let Ok(Some(visitor)) = tokio::time::timeout(self.patience, visitors.recv()).await
+        {
+            self.look(visitor.stream, Some(visitor.seen));
         }
         self.outgoing.extend(encoded(&ExecFrame::Exit { code }));
         if let Some(mut writer) = self.writer.take() {

@@ -401,7 +401,7 @@ async fn a_kept_program_whose_stream_ends_is_told_what_its_row_says() {
                 code = close.code;
                 break;
             }
-            _ => {}
+            Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Close(None) => {}
         }
     }
 

@@ -69,7 +69,7 @@ impl Batches {
         // The semaphore is never closed.
         let permit = self.permits.acquire().await.ok();
         let spare = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        Loan { batch: spare.unwrap_or_else(Batch::new), pool: self, _permit: permit }
+        Loan { batch: spare.unwrap_or_else(Batch::with_room), pool: self, _permit: permit }
     }
 }
 
@@ -103,7 +103,7 @@ impl Default for Batch {
 
 impl Batch {
     /// The kernel gives the pages of a slot when something is written there.
-    fn new() -> Self {
+    fn with_room() -> Self {
         Self { bytes: vec![0; SLOT * BATCH_SIZE], ..Self::default() }
     }
 
@@ -187,15 +187,15 @@ mod tests {
 
     #[test]
     fn equal_neighbours_of_one_sender_go_together_and_nothing_else_does() {
-        let cases: [(&[RecvMeta], &[Range<usize>]); 8] = [
-            (&[], &[]),
-            (&[single(1, 9), single(1, 9), single(1, 9)], &[0..3]),
-            (&[single(1, 9), single(1, 4), single(1, 4)], &[0..2, 2..3]),
-            (&[single(1, 4), single(1, 9)], &[0..1, 1..2]),
-            (&[single(1, 9), single(2, 9), single(1, 9)], &[0..1, 1..2, 2..3]),
-            (&[single(1, 0), single(1, 0)], &[0..1, 1..2]),
-            (&[single(1, 1_473), single(1, 1_473)], &[0..1, 1..2]),
-            (&[meta(1, 27, 9), single(1, 9), single(1, 9)], &[0..1, 1..3]),
+        let cases: [(&[RecvMeta], Vec<Range<usize>>); 8] = [
+            (&[], vec![]),
+            (&[single(1, 9), single(1, 9), single(1, 9)], std::iter::once(0..3).collect()),
+            (&[single(1, 9), single(1, 4), single(1, 4)], vec![0..2, 2..3]),
+            (&[single(1, 4), single(1, 9)], vec![0..1, 1..2]),
+            (&[single(1, 9), single(2, 9), single(1, 9)], vec![0..1, 1..2, 2..3]),
+            (&[single(1, 0), single(1, 0)], vec![0..1, 1..2]),
+            (&[single(1, 1_473), single(1, 1_473)], vec![0..1, 1..2]),
+            (&[meta(1, 27, 9), single(1, 9), single(1, 9)], vec![0..1, 1..3]),
         ];
         for (metas, expected) in cases {
             assert_eq!(groups(metas), expected, "{metas:?}");
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_group_is_the_bytes_of_its_datagrams_in_their_order() {
-        let mut batch = Batch::new();
+        let mut batch = Batch::with_room();
         batch
             .fill(|slots, metas| {
                 for (index, text) in [&b"one"[..], b"two", b"x", b"other"].into_iter().enumerate() {
