@@ -35,6 +35,7 @@ use crate::core::job::Jobs;
 use crate::core::seal::{Seal, rotate};
 use crate::core::tls;
 use crate::features::forwards::live::Ports;
+use crate::features::jumpbox::Entrance;
 use crate::features::telemetry::live::Live;
 use crate::features::{self, Clock, Ctx};
 use crate::link::{Link, LinkConfig, LinkParts, samples};
@@ -271,6 +272,7 @@ pub(crate) async fn assemble(db: Db, config: Config, clock: SharedClock) -> Resu
         link: Link::default(),
         live: Live::default(),
         ports: Ports::default(),
+        entrance: Entrance::default(),
         ca: Arc::new(ca),
     })
 }
@@ -282,6 +284,7 @@ fn rooms() -> OpenApiRouter<Ctx> {
         .merge(features::forwards::router())
         .merge(features::images::router())
         .merge(features::instances::router())
+        .merge(features::jumpbox::router())
         .merge(features::nodes::router())
         .merge(features::quotas::router())
         .merge(features::roles::router())

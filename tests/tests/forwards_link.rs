@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tianqi_agent::enroll::{self, IdentityStore, Join};
@@ -369,8 +369,11 @@ async fn what_is_open_ends_at_once_when_its_owner_or_the_instance_goes() {
     echo(&mut open).await;
     world.admin.delete(&format!("/instances/{}", world.instance)).await;
     ends_at_once(&mut open).await;
-    let off = world.until(&path, |live| live["state"] == "error").await;
-    assert!(off["live"]["reason"].as_str().unwrap().contains("no such instance"), "{off}");
+    let deadline = Deadline::after(PATIENCE);
+    while world.admin.try_call(Method::GET, &path, None).await.0 != StatusCode::NOT_FOUND {
+        deadline.pause_async("the forward stays without its instance").await;
+    }
+    assert!(TcpStream::connect(listen).await.is_err(), "the port is still there");
     world.end().await;
 }
 

@@ -13,16 +13,18 @@ use tianqi_tests::dump::{self, Planted};
 use tianqi_tests::images;
 use tianqi_tests::raw_http::Pair;
 use tianqi_tests::registry::{PASSWORD, Registry, USERNAME};
+use tianqi_tests::ssh::Person;
 use tianqi_tests::terminal::Terminal;
 
 const LOUD: (&str, &str) = ("TIANQI_LOG__LEVEL", "trace");
 /// Files that hold keys on purpose: the controller's own, and what a node needs to reach its engine
 /// without a controller.
-const OWN_KEYS: &[&str] = &["master.key", "settings.json"];
+const OWN_KEYS: &[&str] = &["master.key", "jumpbox_host_key", "settings.json"];
 const FIRST: &str = "first zebra under lantern";
 const SECOND: &str = "second walnut over harbour";
 const THIRD: &str = "third kettle beside glacier";
 const WRONG: &str = "a-password-that-is-wrong";
+const SSH_WRONG: &str = "a-wrong-word-typed-by-ssh";
 const REGISTRY_WRONG: &str = "not-the-rosebud-at-all";
 
 /// Dropped in this order.
@@ -143,11 +145,54 @@ impl World {
         self.call(&admin, Method::PATCH, &format!("/images/{image}"), &right).await;
         admin.act(&id, "start").await;
         admin.wait_phase(&id, "running").await;
-        let mut terminal = Terminal::open(&admin, &id, "").await.unwrap();
-        terminal.told().await;
+        id
+    }
+
+    /// The ticket of a terminal, shown to its owner once and used to come back.
+    async fn plant_ticket(&mut self, instance: &str) {
+        let mut terminal = Terminal::open(&self.admin, instance, "").await.unwrap();
+        let opened = terminal.told().await;
+        let ticket = text(&opened, "ticket");
+        self.planted.add("the ticket of a terminal", &ticket);
         terminal.type_in("echo sum=$((40+2))\r").await;
         terminal.until("sum=42").await;
-        id
+        terminal.leave().await;
+        let mut back = Terminal::attach(&self.admin, instance, &ticket, None).await.unwrap();
+        let opened = back.told().await;
+        self.planted.add("the next ticket of a terminal", &text(&opened, "ticket"));
+        // A ticket is good once.
+        let used = Terminal::attach(&self.admin, instance, &ticket, None).await;
+        let refused = used.unwrap().told().await;
+        self.answers.lock().unwrap().push(refused.to_string());
+    }
+
+    /// Passwords by SSH, right and wrong, in both ways of asking, and a private key that somebody pastes
+    /// where a public one belongs.
+    async fn plant_ssh(&mut self) {
+        let person = Person::new(self.cluster.ssh(), "ed25519");
+        for method in ["keyboard-interactive", "password"] {
+            let by = format!("PreferredAuthentications={method}");
+            let args = ["-o", &by, "admin+one@jump", "echo sum=$((40+2))"];
+            let right = person.ssh_by_password(ADMIN_PASSWORD, &args);
+            assert_eq!(right.stdout, b"sum=42\n", "{method}: {right:?}");
+            let wrong = person.ssh_by_password(SSH_WRONG, &args);
+            assert!(!wrong.status.success(), "{method}: {wrong:?}");
+        }
+        self.planted.add("a wrong password by SSH", SSH_WRONG);
+        let admin = self.admin.clone();
+        for kind in ["ed25519", "rsa"] {
+            let owner = Person::new(self.cluster.ssh(), kind);
+            let private = std::fs::read_to_string(owner.path("key")).unwrap();
+            self.planted.add_pem(&format!("a pasted private key ({kind})"), &private);
+            let bare: String = private.lines().filter(|line| !line.starts_with('-')).collect();
+            for pasted in [private.as_str(), private.replace('\n', " ").as_str(), &bare] {
+                let body = json!({ "name": "laptop", "public_key": pasted });
+                let answer = self.call(&admin, Method::POST, "/me/ssh-keys", &body).await;
+                assert_eq!(answer["code"], "bad_ssh_key", "{answer}");
+                let is_clear = pasted == bare || text(&answer, "detail").contains("private key");
+                assert!(is_clear, "{answer}");
+            }
+        }
     }
 
     /// PEMs of the node's Docker endpoint, good ones and ones that are refused.
@@ -179,6 +224,7 @@ impl World {
             "/session",
             "/me/sessions",
             "/me/tokens",
+            "/me/ssh-keys",
             "/audit-events/export",
             "/audit-events?page_size=200",
             "/images?page_size=x",
@@ -201,6 +247,8 @@ async fn no_secret_is_in_the_database_a_log_an_answer_or_a_file() {
     world.plant_accounts().await;
     world.plant_token().await;
     let instance = world.plant_registry().await;
+    world.plant_ticket(&instance).await;
+    world.plant_ssh().await;
     world.plant_pems().await;
     let rotated = world.cluster.run(&["secrets", "rotate"]);
     assert!(rotated.status.success(), "{rotated:?}");

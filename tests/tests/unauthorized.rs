@@ -45,6 +45,7 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("get", "/instances/{id}/events", "instances:read"),
     ("get", "/instances/{id}/logs", "instances:logs"),
     ("get", "/instances/{id}/stats", "instances:read"),
+    ("get", "/instances/{id}/ssh", "instances:ssh"),
     ("get", "/instances/{id}/terminal", "instances:exec"),
     ("get", "/instances/{id}/terminals", "instances:exec"),
     ("delete", "/instances/{id}/terminals/{terminal}", "instances:exec"),
@@ -111,10 +112,8 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("delete", "/users/{id}/ssh-keys/{key}", "users:write"),
 ];
 
-/// Permissions that no operation asks for by itself: they widen what others allow, or are asked for
-/// by SSH.
-const WITHIN: &[&str] =
-    &["catalogue:unlisted", "forwards:host", "instances:priority", "instances:ssh"];
+/// Permissions that no operation asks for by itself: they widen what others allow.
+const WITHIN: &[&str] = &["catalogue:unlisted", "forwards:host", "instances:priority"];
 
 const PASSWORD: &str = "a-long-enough-password";
 

@@ -30,6 +30,7 @@ use crate::core::seal::rotate::SealedColumn;
 use crate::link::Link;
 
 use forwards::live::Ports;
+use jumpbox::Entrance;
 use telemetry::live::Live;
 
 /// Every column that holds sealed secrets; a rotation of the master key goes through them.
@@ -59,6 +60,8 @@ pub struct Ctx {
     pub live: Live,
     /// What listens for forwards now.
     pub ports: Ports,
+    /// Where people come in by SSH.
+    pub entrance: Entrance,
     /// Who signs the agents' certificates.
     pub ca: Arc<Ca>,
 }

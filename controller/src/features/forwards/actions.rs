@@ -14,7 +14,7 @@ use super::view::{Addresses, LiveView, State, Totals};
 use crate::authz::policy::{ForwardsHost, ForwardsRead, ForwardsWrite, Permission};
 use crate::authz::resource::{ForwardRef, InstanceRef, Resource};
 use crate::authz::{Actor, Anything, Grant, Reach, standing};
-use crate::core::audit::{self, Entry, Outcome};
+use crate::core::audit::{self, Doer, Entry, Outcome};
 use crate::core::db::{DbError, Tx};
 use crate::core::error::{Problem, Result};
 use crate::core::event::Event;
@@ -55,7 +55,7 @@ pub(super) async fn create(
         keep_to_the_limit(ctx, &mut tx, owner).await?;
     }
     store::insert(&mut tx, id, owner, &fields, now).await.map_err(taken)?;
-    note(ctx, &mut tx, grant.actor(), id, "create", &fields, Value::Null).await?;
+    note(ctx, &mut tx, &grant.actor().doer(), id, detail("create", &fields, Value::Null)).await?;
     tx.commit().await?;
     told(ctx, id, 1).await
 }
@@ -88,7 +88,7 @@ pub(super) async fn change(
     }
     let changes = audit::changes(&before, &fields);
     store::update(&mut tx, id, &fields, ctx.clock.now()).await.map_err(taken)?;
-    note(ctx, &mut tx, grant.actor(), id, "change", &fields, changes).await?;
+    note(ctx, &mut tx, &grant.actor().doer(), id, detail("change", &fields, changes)).await?;
     tx.commit().await?;
     told(ctx, id, generation).await
 }
@@ -116,7 +116,30 @@ pub(super) async fn delete(ctx: &Ctx, actor: &Actor, id: ForwardId) -> Result<()
     let mut tx = ctx.db.begin().await?;
     let fields = locked(&mut tx, id).await?.fields()?;
     store::delete(&mut tx, id).await?;
-    note(ctx, &mut tx, actor, id, "delete", &fields, Value::Null).await?;
+    note(ctx, &mut tx, &actor.doer(), id, detail("delete", &fields, Value::Null)).await?;
+    tx.commit().await?;
+    ctx.events.send(Event::Forward(id));
+    Ok(())
+}
+
+/// Removes a forward whose instance is deleted: nothing can bring it back, and its port is free for
+/// others. The audit names the controller as the one who did it. Nothing happens when it has gone by
+/// itself, or leads elsewhere by now.
+///
+/// # Errors
+///
+/// [`DbError`].
+pub(super) async fn delete_with_instance(ctx: &Ctx, id: ForwardId) -> Result<(), DbError> {
+    let mut tx = ctx.db.begin().await?;
+    store::lock_all(&mut tx).await?;
+    let row = store::all(&mut tx).await?.into_iter().find(|row| row.id == id.0);
+    let Some(row) = row.filter(ForwardRow::has_lost_its_instance) else { return Ok(()) };
+    let fields = row.fields()?;
+    store::delete(&mut tx, id).await?;
+    let mut detail = detail("delete", &fields, Value::Null);
+    detail["reason"] = "instance_deleted".into();
+    detail["owner"] = row.owner_id.to_string().into();
+    note(ctx, &mut tx, &Doer::system(), id, detail).await?;
     tx.commit().await?;
     ctx.events.send(Event::Forward(id));
     Ok(())
@@ -288,28 +311,29 @@ fn live(ctx: &Ctx, row: &ForwardRow) -> LiveView {
     live
 }
 
-async fn note(
-    ctx: &Ctx,
-    tx: &mut Tx,
-    actor: &Actor,
-    id: ForwardId,
-    verb: &str,
-    fields: &Fields,
-    changes: Value,
-) -> Result<()> {
-    let detail = json!({
+fn detail(verb: &str, fields: &Fields, changes: Value) -> Value {
+    json!({
         "verb": verb, "listen": fields.listen().to_string(), "protocol": fields.protocol,
         "target_ip": fields.target_ip, "target_port": fields.target_port,
         "instance_id": fields.instance_id, "instance_port": fields.instance_port,
         "enabled": fields.enabled, "changes": changes,
-    });
+    })
+}
+
+async fn note(
+    ctx: &Ctx,
+    tx: &mut Tx,
+    doer: &Doer,
+    id: ForwardId,
+    detail: Value,
+) -> Result<(), DbError> {
     let entry = Entry {
-        doer: &actor.doer(),
+        doer,
         action: ForwardsWrite::NAME,
         target_kind: "forward",
         target_id: id.to_string(),
         outcome: Outcome::Done,
         detail,
     };
-    Ok(audit::record(tx, ctx.clock.now(), &entry).await?)
+    audit::record(tx, ctx.clock.now(), &entry).await
 }

@@ -14,11 +14,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::model::{Rule, Target};
 use super::running::{Running, Why};
-use super::store;
+use super::store::{self, ForwardRow};
 use super::view::State;
 use super::{actions, port, rules};
 use crate::authz::policy::{ForwardsHost, ForwardsWrite};
 use crate::authz::standing;
+use crate::core::db::DbError;
 use crate::core::error::{Chain, Result};
 use crate::core::event::Event;
 use crate::features::Ctx;
@@ -96,17 +97,11 @@ impl Keeper {
 
     /// Reads a row again and does what it says.
     async fn keep(&mut self, id: ForwardId) {
-        let row = match store::get(&self.ctx.db, id).await {
-            Ok(row) => row.map(|row| row.rule()).transpose(),
-            Err(error) => Err(error),
-        };
-        match row {
-            Ok(Some(rule)) => self.bring(rule).await,
+        match store::get(&self.ctx.db, id).await {
+            Ok(Some(row)) => self.keep_row(&row).await,
             Ok(None) => self.gone(id).await,
             // What listens goes on; the next look tries again.
-            Err(error) => {
-                tracing::warn!(forward.id = %id, error = %Chain(&error), "a forward cannot be read");
-            }
+            Err(error) => cannot_be_read(id, &error),
         }
     }
 
@@ -123,12 +118,24 @@ impl Keeper {
             self.gone(id).await;
         }
         for row in rows {
-            match row.rule() {
-                Ok(rule) => self.bring(rule).await,
+            self.keep_row(&row).await;
+        }
+    }
+
+    async fn keep_row(&mut self, row: &ForwardRow) {
+        let id = ForwardId(row.id);
+        if row.has_lost_its_instance() {
+            match actions::delete_with_instance(&self.ctx, id).await {
+                Ok(()) => return self.gone(id).await,
+                // It stops listening all the same; the next look at all rows tries again.
                 Err(error) => {
-                    tracing::warn!(forward.id = %row.id, error = %Chain(&error), "a forward cannot be read");
+                    tracing::warn!(forward.id = %id, error = %Chain(&error), "a forward stays without its instance");
                 }
             }
+        }
+        match row.rule() {
+            Ok(rule) => self.bring(rule).await,
+            Err(error) => cannot_be_read(id, &error),
         }
     }
 
@@ -248,6 +255,10 @@ impl Keeper {
             self.stop(id, Why::Shutdown).await;
         }
     }
+}
+
+fn cannot_be_read(id: ForwardId, error: &DbError) {
+    tracing::warn!(forward.id = %id, error = %Chain(error), "a forward cannot be read");
 }
 
 fn leads_into(rule: &Rule, id: InstanceId) -> bool {

@@ -12,7 +12,8 @@
 //! Whoever has `forwards:host` listens anywhere and leads anywhere, other people listen on the addresses
 //! and ports that `[forwards]` sets aside and lead into own instances. A forward stands on its owner's
 //! right, looked at again whenever the account, a role or the instance changes: when the right ends,
-//! so do listening and every connection. It begins again by itself when the right is back.
+//! so do listening and every connection. It begins again by itself when the right is back. It goes with
+//! its instance, and with its owner's account.
 //!
 //! # States
 //!

@@ -24,6 +24,7 @@ row! {
         target_port: Option<i64>,
         instance_id: Option<Uuid>,
         pub instance_name: Option<String>,
+        instance_desired: Option<String>,
         instance_port: Option<i64>,
         enabled: bool,
         description: String,
@@ -39,7 +40,7 @@ row! {
 
 const SELECT: &str = "select f.id, f.owner_id, u.name as owner_name, f.listen_ip, f.listen_port, \
      f.protocol, f.target_ip, f.target_port, f.instance_id, i.name as instance_name, \
-     f.instance_port, f.enabled, f.description, f.remark, f.allowed_sources, f.max_connections, \
+     i.desired as instance_desired, f.instance_port, f.enabled, f.description, f.remark, f.allowed_sources, f.max_connections, \
      f.udp_idle_s, f.generation, f.created_at, f.updated_at";
 const FROM: &str = "from forwards f left join users u on u.id = f.owner_id \
      left join instances i on i.id = f.instance_id";
@@ -48,6 +49,11 @@ impl ForwardRow {
     /// Whether it should listen.
     pub(super) fn is_enabled(&self) -> bool {
         self.enabled
+    }
+
+    /// Whether the instance that it leads into is deleted, or is to be, which nobody takes back.
+    pub(super) fn has_lost_its_instance(&self) -> bool {
+        self.instance_desired.as_deref() == Some("deleted")
     }
 
     /// Returns what of the row may change.

@@ -68,6 +68,7 @@ pub async fn bind(ctx: &Ctx) -> Result<Option<Jumpbox>, JumpboxError> {
     let failed = |source| JumpboxError::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
+    ctx.entrance.is_bound(address, host_key.clone());
     let slots = |most: u32| usize::try_from(most).unwrap_or(usize::MAX);
     let port = Port {
         config: Arc::new(settings::config(host_key.key(), rules, false)),

@@ -18,6 +18,11 @@
 //! owner likes (`ready`), writes the audit's rows (`access`) and carries bytes (`pump`) between the
 //! channel and [`Link::open`](crate::link::Link::open).
 //!
+//! # What people are told
+//!
+//! `GET /instances/{id}/ssh` answers lines to paste (`guide`) and the fingerprints of the keys in use
+//! (`entrance`).
+//!
 //! # What ends what
 //!
 //! A login is a session like any other (kind `ssh`): ended by its owner or an admin, by a disabled
@@ -33,8 +38,10 @@
 mod access;
 mod channel;
 mod connection;
+mod entrance;
 mod flow;
 mod forward;
+mod guide;
 mod host_key;
 mod intake;
 mod listener;
@@ -43,6 +50,9 @@ mod model;
 mod out;
 mod pump;
 mod ready;
+#[cfg(test)]
+mod route_tests;
+mod routes;
 mod server;
 mod settings;
 mod setup;
@@ -55,8 +65,10 @@ mod texts;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+pub use entrance::Entrance;
 pub use host_key::HostKeyError;
 pub use listener::{Jumpbox, bind};
+pub use routes::router;
 
 /// Why the jumpbox cannot start.
 #[derive(Debug, thiserror::Error)]

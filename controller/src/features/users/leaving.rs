@@ -36,7 +36,7 @@ impl From<Problem> for Failure {
     }
 }
 
-/// Deletes an account with its sessions and API tokens. Its instances become those of `heir`; without
+/// Deletes an account with its sessions, API tokens and forwards. Its instances become those of `heir`; without
 /// one, an account that has some is not deleted.
 ///
 /// # Errors
@@ -89,10 +89,11 @@ async fn try_delete(
             Vec::new()
         }
     };
+    let forwards = store::forwards(&mut tx, id).await?;
     store::delete(&mut tx, id).await?;
     let detail = json!({
         "name": leaver.name, "handed_over_to": heir.map(|heir| heir.id),
-        "handed_over_instances": moved.len(),
+        "handed_over_instances": moved.len(), "deleted_forwards": forwards,
     });
     note(&mut tx, now, &doer, "users:delete", id, detail).await?;
     tx.commit().await?;

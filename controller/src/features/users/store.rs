@@ -86,7 +86,12 @@ pub(super) async fn live_instances(tx: &mut Tx, owner: UserId) -> Result<i64, Db
     tx.number(sql, args![owner]).await
 }
 
-/// Deletes an account; its sessions go with it.
+/// Returns how many forwards `owner` has.
+pub(super) async fn forwards(tx: &mut Tx, owner: UserId) -> Result<i64, DbError> {
+    tx.number("select count(*) from forwards where owner_id = $1", args![owner]).await
+}
+
+/// Deletes an account; its sessions and forwards go with it.
 pub(super) async fn delete(tx: &mut Tx, id: UserId) -> Result<(), DbError> {
     tx.run("delete from users where id = $1", args![id]).await.map(|_| ())
 }

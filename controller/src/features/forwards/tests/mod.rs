@@ -134,6 +134,16 @@ impl World {
         }
     }
 
+    /// Waits until a forward is not there any more.
+    async fn until_gone(&self, path: &str) {
+        let gone = async {
+            while self.get(path).await["code"] != "no_such_forward" {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.unwrap();
+    }
+
     /// Returns the details of the audit's rows with this action, oldest first.
     async fn audited(&self, action: &str) -> Vec<Value> {
         let path = format!("/audit-events?action={action}&page_size=200");

@@ -65,8 +65,95 @@ async fn a_forward_stands_on_its_owners_right_and_comes_back_with_it() {
     let instance = format!("/instances/{}", world.instance.as_str().unwrap());
     let gone = world.api.call(&world.admin, "DELETE", &instance, None).await;
     assert_eq!(gone.code(), 202, "{gone:?}");
-    let off = world.until(&path(&made), |live| live["state"] == "error").await;
-    assert!(off["live"]["reason"].as_str().unwrap().contains("no such instance"), "{off}");
+    world.until_gone(&path(&made)).await;
+}
+
+#[tokio::test]
+async fn a_forward_goes_with_its_instance_and_its_port_is_free_for_others() {
+    for api in Api::engines().await {
+        let mut world = World::on(api).await;
+        world.keep().await;
+        let listen = free(false);
+        let into = json!({ "listen_port": listen.port(), "instance_id": world.instance,
+            "instance_port": 22 });
+        let made = world.create(&world.alice, into).await.body;
+        let off = json!({ "listen_port": free(false).port(), "instance_id": world.instance,
+            "instance_port": 22, "enabled": false });
+        let off = world.create(&world.alice, off).await.body;
+        let stays = json!({ "listen_port": free(false).port(), "target_ip": "127.0.0.1",
+            "target_port": 9, "enabled": false });
+        let stays = world.made(stays).await;
+
+        let instance = format!("/instances/{}", world.instance.as_str().unwrap());
+        let gone = world.api.call(&world.admin, "DELETE", &instance, None).await;
+
+        assert_eq!(gone.code(), 202, "{gone:?}");
+        world.until_gone(&path(&made)).await;
+        world.until_gone(&path(&off)).await;
+        assert_eq!(world.get(&path(&stays)).await["id"], stays["id"]);
+        assert!(TcpStream::connect(listen).await.is_err(), "the port is still there");
+        let again = json!({ "listen_port": listen.port(), "target_ip": "127.0.0.1",
+            "target_port": 9 });
+        assert_eq!(world.made(again).await["live"]["state"], "listening");
+        let rows = world.audited("forwards:write").await;
+        let deleted: Vec<_> = rows.iter().filter(|it| it["detail"]["verb"] == "delete").collect();
+        assert_eq!(deleted.len(), 2, "{rows:?}");
+        for row in deleted {
+            assert_eq!(row["via"], "system", "{row}");
+            assert_eq!(row["detail"]["reason"], "instance_deleted", "{row}");
+            assert_eq!(row["detail"]["owner"], made["owner_id"], "{row}");
+        }
+        world.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_forward_whose_instance_went_while_nobody_kept_it_is_gone_after_the_start() {
+    let mut world = World::on(Api::sqlite().await).await;
+    let into = json!({ "listen_port": free(false).port(), "instance_id": world.instance,
+        "instance_port": 22 });
+    let made = world.create(&world.alice, into).await.body;
+    let instance = format!("/instances/{}", world.instance.as_str().unwrap());
+    world.api.call(&world.admin, "DELETE", &instance, None).await;
+
+    world.keep().await;
+
+    world.until_gone(&path(&made)).await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_forward_goes_with_the_account_of_its_owner() {
+    let world = World::listening().await;
+    let instance = format!("/instances/{}", world.instance.as_str().unwrap());
+    let listen = free(false);
+    let into = json!({ "listen_port": listen.port(), "instance_id": world.instance,
+        "instance_port": 22 });
+    let made = world.create(&world.alice, into).await.body;
+    assert_eq!(made["live"]["state"], "listening", "{made}");
+    let open = TcpStream::connect(listen).await;
+    assert!(open.is_ok(), "{open:?}");
+    let session = world.api.call(&world.bob, "GET", "/me", None).await.body;
+    let path_of_account = format!(
+        "/users/{}?hand_over_to={}",
+        made["owner_id"].as_str().unwrap(),
+        session["id"].as_str().unwrap()
+    );
+
+    let left = world.api.call(&world.admin, "DELETE", &path_of_account, None).await;
+
+    assert_eq!(left.code(), 204, "{left:?}");
+    world.until_gone(&path(&made)).await;
+    let deadline = async {
+        while TcpStream::connect(listen).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(super::PATIENCE, deadline).await.unwrap();
+    let kept = world.api.call(&world.bob, "GET", &instance, None).await;
+    assert_eq!(kept.code(), 200, "the instance is bob's: {kept:?}");
+    let rows = world.audited("users:delete").await;
+    assert_eq!(rows[0]["detail"]["deleted_forwards"], 1, "{rows:?}");
 }
 
 #[tokio::test]

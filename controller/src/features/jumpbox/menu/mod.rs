@@ -9,6 +9,7 @@ use tianqi_common::id::InstanceId;
 use tianqi_common::wire::stream::PtySize;
 
 use super::channel::{self, Ends};
+use super::guide::Place;
 use super::intake::{Piece, Taker};
 use super::model::{Target, size};
 use super::ready;
@@ -170,11 +171,11 @@ fn window(prompt: &Prompt) -> PtySize {
 
 async fn draw(ends: &Ends, actor: &Actor, menu: &Menu, prompt: &Prompt, texts: &'static Texts) {
     let rules = &ends.connection.ctx().config.jumpbox;
-    let hint = rules.public_address.as_deref().map(|address| {
-        let (host, port) = address.rsplit_once(':').unwrap_or((address, "22"));
-        let port = if port == "22" { String::new() } else { format!("-p {port} ") };
-        fill(texts.hint, &[&port, &actor.name, host])
-    });
+    let hint = rules
+        .public_address
+        .as_deref()
+        .and_then(Place::public)
+        .map(|place| fill(texts.hint, &[&place.option("-p"), &actor.name, &place.host]));
     let frame = Frame {
         texts,
         account: &actor.name,
