@@ -4,7 +4,7 @@
 #   deploy/local/prerequisites.sh build   to compile: a C compiler, Rust
 #   deploy/local/prerequisites.sh run     and to run here: a Docker engine, iptables, busybox, curl
 #   deploy/local/prerequisites.sh tests   and to test: PostgreSQL, MariaDB, mmdebstrap, a registry, nginx,
-#                                         OpenSSH's clients, tmux, socat, iperf3
+#                                         OpenSSH's clients, paramiko, rsync, tmux, socat, iperf3
 #   deploy/local/prerequisites.sh bench   to run here, and peers to measure beside: HAProxy, socat, sshd
 #
 # Installing needs root (it says so) and apt-get; services that a package brings are not started.
@@ -49,6 +49,8 @@ iperf3 iperf3
 setpriv util-linux
 ssh openssh-client
 tmux tmux
+rsync rsync
+/usr/lib/python3/dist-packages/paramiko python3-paramiko
 LIST
         ;;
     bench)

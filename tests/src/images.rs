@@ -39,10 +39,15 @@ pub fn broken(engine: &Dockerd) -> &'static str {
     import(engine, "tianqi/broken:1", "CMD [\"/bin/does-not-exist\"]", &busybox_tar())
 }
 
-/// Imports a minimal Debian (glibc, bash, su, perl, vim, tmux, rsync; no SSH of any kind) that
-/// idles. Making it takes a Debian mirror and about a minute, once for each target folder.
+/// Imports a minimal Debian (glibc, bash, su, perl, vim, tmux, rsync, top; no SSH of any kind) that
+/// idles. Making it takes a Debian mirror and about two minutes, once for each target folder.
 pub fn debian(engine: &Dockerd) -> &'static str {
-    import(engine, "tianqi/debian:12-2", IDLE, &debian_tar())
+    import(engine, "tianqi/debian:12-3", IDLE, &debian_tar())
+}
+
+/// Imports the same Debian as an image that says it is run as `nobody`.
+pub fn debian_of_nobody(engine: &Dockerd) -> &'static str {
+    import_with(engine, "tianqi/debian-nobody:12-3", &[IDLE, "USER nobody"], &debian_tar())
 }
 
 /// Returns the tar archive that [`busybox`] is imported from.
@@ -74,19 +79,25 @@ pub fn busybox_tar() -> PathBuf {
 
 /// Returns the tar archive that [`debian`] is imported from.
 pub fn debian_tar() -> PathBuf {
-    cached("debian-12-2.tar", |path| {
+    cached("debian-12-3.tar", |path| {
         run(Command::new("mmdebstrap")
             .args(["--variant=minbase", "--dpkgopt=path-exclude=/usr/share/doc/*"])
-            .args(["--include=vim-tiny,tmux,rsync", "--format=tar", "bookworm"])
+            .args(["--include=vim-tiny,tmux,rsync,procps", "--format=tar", "bookworm"])
             .arg(path));
     })
 }
 
 fn import(engine: &Dockerd, name: &'static str, cmd: &str, tar: &Path) -> &'static str {
+    import_with(engine, name, &[cmd], tar)
+}
+
+fn import_with(engine: &Dockerd, name: &'static str, changes: &[&str], tar: &Path) -> &'static str {
     if !engine.try_docker(&["image", "inspect", name]).status.success() {
         let env = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         let tar = tar.to_string_lossy();
-        engine.docker(&["import", "--change", cmd, "--change", env, &tar, name]);
+        let changes = changes.iter().chain([&env]).flat_map(|change| ["--change", change]);
+        let args: Vec<&str> = ["import"].into_iter().chain(changes).chain([&*tar, name]).collect();
+        engine.docker(&args);
     }
     name
 }

@@ -20,6 +20,7 @@ pub mod raw_http;
 pub mod registry;
 pub mod relay;
 pub mod ssh;
+pub mod ssh_instance;
 pub mod terminal;
 pub mod transition;
 pub mod wire;

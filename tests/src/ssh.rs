@@ -109,6 +109,34 @@ impl Person {
         command.output().expect("ssh runs")
     }
 
+    /// Returns `rsync` with this person's configuration.
+    #[must_use]
+    pub fn rsync(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("rsync");
+        command.args(["-e", &format!("ssh -F {}", self.path("config").display())]).args(args);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Returns a program of Debian's Python with this person's folder as the current one. `file` is
+    /// in `tests/tests/python`.
+    #[must_use]
+    pub fn python(&self, file: &str, args: &[&str]) -> Command {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("python").join(file);
+        // Another Python that comes first in the path does not have Debian's paramiko.
+        let mut command = Command::new("/usr/bin/python3");
+        command.arg("-B").arg(program).args(args).current_dir(self.folder.path());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Adds lines to the configuration.
+    pub fn configure(&self, lines: &str) {
+        let known = fs::read_to_string(self.path("config")).expect("configuration");
+        // The first value that fits counts, so what is special stands before what is usual.
+        fs::write(self.path("config"), format!("{lines}\n{known}")).expect("configuration");
+    }
+
     /// Starts `ssh` beside the test.
     #[must_use]
     pub fn start(&self, args: &[&str]) -> Background {
@@ -198,6 +226,13 @@ impl Screen {
     #[must_use]
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.tmux(&["capture-pane", "-p", "-S", "-200"])).into_owned()
+    }
+
+    /// Returns the rows of the window, without what has left it.
+    #[must_use]
+    pub fn rows(&self) -> Vec<String> {
+        let shown = self.tmux(&["capture-pane", "-p"]);
+        String::from_utf8_lossy(&shown).lines().map(str::to_owned).collect()
     }
 
     /// Waits until this is shown, and returns everything that is.

@@ -271,8 +271,10 @@ async fn connections_end_with_the_instances_run_and_the_forward_works_again_afte
 
     world.alice.act(&world.id, "stop").await;
     assert!(ends(&mut open), "it is still open");
-    drop(open);
     world.admin.wait_phase(&world.id, "exited").await;
+    // A client that keeps its half open holds nothing up.
+    world.until(&path, |live| live["connections"] == 0).await;
+    drop(open);
     let before = world.admin.get(&path).await["live"]["total_connections"].as_u64().unwrap();
     assert!(ends(&mut connect(listen)), "somebody is let in");
     let live = world

@@ -3,8 +3,9 @@
 
 use tianqi_common::wire::frame::{self, FrameError, Limit};
 use tianqi_common::wire::stream::{Datagram, ExecFrame};
-use tokio::io::{AsyncWriteExt as _, copy, copy_bidirectional_with_sizes, join};
+use tokio::io::{AsyncWriteExt as _, copy, copy_bidirectional_with_sizes, join, sink};
 use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
 
 use super::{Sink, Source, StreamError, accept};
 
@@ -23,15 +24,12 @@ impl Drop for AbortOnDrop {
 /// Carries the frames of a program until its last one, or until one side goes.
 pub(super) async fn frames(
     guest: UnixStream,
-    mut reader: impl Source,
+    reader: impl Source,
     writer: &mut impl Sink,
 ) -> Result<(), StreamError> {
     accept(writer).await?;
-    let (mut from_guest, mut to_guest) = guest.into_split();
-    let input = tokio::spawn(async move {
-        // Ends with the controller's side, which the guest then sees too.
-        let _ = copy(&mut reader, &mut to_guest).await;
-    });
+    let (mut from_guest, to_guest) = guest.into_split();
+    let input = tokio::spawn(input(reader, to_guest));
     let stop_input = AbortOnDrop(input.abort_handle());
     let ended = tokio::select! {
         ended = output(&mut from_guest, writer) => ended?,
@@ -43,6 +41,15 @@ pub(super) async fn frames(
         Output::Broken(message) => {
             Ok(frame::write(writer, &ExecFrame::Failed { message }, Limit::STREAM).await?)
         }
+    }
+}
+
+/// Carries input until the controller's side ends, which the guest then sees too.
+async fn input(mut reader: impl Source, mut to_guest: OwnedWriteHalf) {
+    if copy(&mut reader, &mut to_guest).await.is_err() {
+        // A guest whose program has ended takes no more, and its last frame may still be on the way:
+        // what the controller sends meanwhile is dropped. A controller that is gone fails here again.
+        let _ = copy(&mut reader, &mut sink()).await;
     }
 }
 
@@ -126,5 +133,38 @@ pub(super) async fn datagrams(
     tokio::select! {
         ended = back => ended,
         _ = copy(&mut reader, &mut to_guest) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Shutdown;
+
+    use tianqi_common::wire::stream::StreamReply;
+    use tokio::io::duplex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_frame_arrives_although_the_guest_took_no_more_input() {
+        let (guest, agents) = std::os::unix::net::UnixStream::pair().unwrap();
+        guest.shutdown(Shutdown::Read).unwrap();
+        guest.set_nonblocking(true).unwrap();
+        agents.set_nonblocking(true).unwrap();
+        let agents = UnixStream::from_std(agents).unwrap();
+        let (mut typing, reader) = duplex(1_024);
+        let (mut writer, mut shown) = duplex(64 << 10);
+        let relayed = tokio::spawn(async move { frames(agents, reader, &mut writer).await });
+
+        // More than is kept anywhere on the way: all of it is taken, so some met the closed side.
+        typing.write_all(&[0; 1 << 20]).await.unwrap();
+        let mut guest = UnixStream::from_std(guest).unwrap();
+        frame::write(&mut guest, &ExecFrame::Exit { code: 7 }, Limit::STREAM).await.unwrap();
+
+        let reply = frame::read::<StreamReply, _>(&mut shown, Limit::OPEN).await.unwrap();
+        assert_eq!(reply, Some(StreamReply::Open));
+        let last = frame::read::<ExecFrame, _>(&mut shown, Limit::STREAM).await.unwrap();
+        assert_eq!(last, Some(ExecFrame::Exit { code: 7 }));
+        relayed.await.unwrap().unwrap();
     }
 }

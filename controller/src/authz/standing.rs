@@ -55,6 +55,15 @@ pub async fn in_instance<P: Permission>(
     Ok(grant)
 }
 
+/// Returns whether the instance should run; a database that does not answer is no reason to think
+/// otherwise.
+pub async fn should_run<P: Permission>(authz: &Authz, grant: &Grant<InstanceRef, P>) -> bool {
+    match watch::stands(authz, grant, Needs::Running).await {
+        Ok(()) => true,
+        Err(problem) => !problem.status.is_client_error(),
+    }
+}
+
 /// Returns what the owner of a forward may do to no resource in particular.
 ///
 /// # Errors

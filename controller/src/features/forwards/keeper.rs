@@ -152,7 +152,7 @@ impl Keeper {
         let meter = self.ctx.ports.meter(id);
         if rule.enabled {
             match self.right(&rule).await {
-                Ok(grant) => self.listen(&rule, grant).await,
+                Ok(right) => self.listen(&rule, right).await,
                 Err(problem) if problem.status.is_client_error() => {
                     self.stop(id, Why::RightEnded).await;
                     meter.stands(State::Error, problem.detail);
@@ -170,7 +170,7 @@ impl Keeper {
     }
 
     /// What a forward stands on: its owner's right, and what the configuration sets aside.
-    async fn right(&self, rule: &Rule) -> Result<Option<port::IntoInstance>> {
+    async fn right(&self, rule: &Rule) -> Result<port::Right> {
         let authz = &self.ctx.authz;
         let free = standing::anywhere::<ForwardsHost>(authz, rule.owner).await;
         let any_target = match &free {
@@ -182,16 +182,18 @@ impl Keeper {
         let config = &self.ctx.config.forwards;
         rules::Setting { config, own_ports: &own_ports, local: &[], any_target }.check(rule)?;
         match rule.target {
-            Target::Host(_) => Ok(None),
+            Target::Host(_) => Ok(port::Right { grant: None, should_run: true }),
             Target::Instance(instance, _) => {
                 let grant = standing::in_instance::<ForwardsWrite>(authz, rule.owner, instance);
-                Ok(Some(Arc::new(grant.await?)))
+                let grant = grant.await?;
+                let should_run = standing::should_run(authz, &grant).await;
+                Ok(port::Right { grant: Some(Arc::new(grant)), should_run })
             }
         }
     }
 
-    async fn listen(&mut self, rule: &Rule, grant: Option<port::IntoInstance>) {
-        let settings = port::Settings::of(rule, &self.ctx.config.forwards, grant);
+    async fn listen(&mut self, rule: &Rule, right: port::Right) {
+        let settings = port::Settings::of(rule, &self.ctx.config.forwards, right);
         if let Some(running) = self.running.get(&rule.id)
             && running.take_up(rule, &settings)
         {
@@ -241,8 +243,8 @@ impl Keeper {
     }
 
     async fn try_again(&mut self, rule: Rule) {
-        if let Ok(grant) = self.right(&rule).await {
-            self.listen(&rule, grant).await;
+        if let Ok(right) = self.right(&rule).await {
+            self.listen(&rule, right).await;
         }
     }
 

@@ -28,6 +28,15 @@ const INSIDE: &str = "127.0.0.1";
 /// The right on which a forward stands.
 pub(super) type IntoInstance = Arc<Grant<InstanceRef, ForwardsWrite>>;
 
+/// What a forward stands on now.
+#[derive(Debug)]
+pub(super) struct Right {
+    /// The owner's right to the instance; nothing for a forward that leads to an address.
+    pub grant: Option<IntoInstance>,
+    /// Whether the instance should run.
+    pub should_run: bool,
+}
+
 /// What a change of a row may alter without closing anything.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
@@ -37,11 +46,13 @@ pub(super) struct Settings {
     pub udp_idle: Duration,
     /// The owner's right to the instance; nothing for a forward that leads to an address.
     pub grant: Option<IntoInstance>,
+    /// Whether the instance should run; what is open into one that was stopped ends.
+    pub should_run: bool,
 }
 
 impl Settings {
     /// Puts together what a row and the configuration say.
-    pub(super) fn of(rule: &Rule, config: &Forwards, grant: Option<IntoInstance>) -> Self {
+    pub(super) fn of(rule: &Rule, config: &Forwards, right: Right) -> Self {
         let all = match rule.protocol {
             Protocol::Tcp => config.connections,
             Protocol::Udp => config.udp_flows,
@@ -51,7 +62,8 @@ impl Settings {
             own: rule.max_connections.into(),
             all: all.into(),
         };
-        Self { limits, udp_idle: rule.udp_idle, grant }
+        let Right { grant, should_run } = right;
+        Self { limits, udp_idle: rule.udp_idle, grant, should_run }
     }
 }
 
@@ -91,6 +103,15 @@ impl Port {
     /// Returns the settings as they are now.
     pub(super) fn settings(&self) -> Arc<Settings> {
         self.settings.borrow().clone()
+    }
+
+    /// Waits until the instance should run no longer.
+    pub(super) async fn until_instance_stops(&self) {
+        let mut settings = self.settings.clone();
+        if settings.wait_for(|settings| !settings.should_run).await.is_err() {
+            // Nobody says any more how it stands: the forward itself ends.
+            std::future::pending().await
+        }
     }
 
     /// How long reaching the target may take.

@@ -147,10 +147,13 @@ async fn into_instance(
             Err(why) => port.failed(why),
         }
     };
-    // The visit is left also when the forward stops.
+    // The visit is left also when the forward or the instance stops.
     tokio::select! {
         biased;
         () = port.stop.cancelled() => {}
+        () = port.until_instance_stops() => {
+            port.failed("the instance does not run; start it first");
+        }
         () = carried => {}
     }
     port.visits.leave(&joined, tally.bytes()).await;

@@ -33,7 +33,8 @@ enum Door {
 impl Door {
     fn of(phase: &str, is_node_connected: bool) -> Self {
         match phase {
-            "running" if is_node_connected => Self::Open,
+            // An engine that does not answer ends nothing that runs, and a guest needs none.
+            "running" | "unknown" if is_node_connected => Self::Open,
             "running" | "unknown" => Self::NodeOffline,
             "pending" | "creating" => Self::Coming,
             "deleting" => Self::Going,
