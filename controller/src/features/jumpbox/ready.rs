@@ -162,9 +162,11 @@ mod tests {
                 Door::Shut,
                 Door::Shut,
                 Door::Going,
-                Door::NodeOffline,
+                Door::Open,
             ]
         );
-        assert_eq!(Door::of("running", false), Door::NodeOffline);
+        for phase in ["running", "unknown"] {
+            assert_eq!(Door::of(phase, false), Door::NodeOffline);
+        }
     }
 }
