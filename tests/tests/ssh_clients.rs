@@ -143,9 +143,9 @@ const LISTING: &str = "find . -type f -exec sha256sum {} + | LC_ALL=C sort; \
 fn tree(folder: &Path) {
     fs::create_dir_all(folder.join("deep/er")).unwrap();
     fs::create_dir_all(folder.join("空")).unwrap();
-    for i in 0..300_u32 {
-        let name = folder.join(format!("deep/er/{i}"));
-        fs::write(name, vec![i as u8; (i * 37) as usize]).unwrap();
+    for size in 0..300_usize {
+        let name = folder.join(format!("deep/er/{size}"));
+        fs::write(name, vec![b'x'; size * 37]).unwrap();
     }
     let big: Vec<u8> =
         (0..12_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();

@@ -137,8 +137,10 @@ pub(super) async fn delete_with_instance(ctx: &Ctx, id: ForwardId) -> Result<(),
     let fields = row.fields()?;
     store::delete(&mut tx, id).await?;
     let mut detail = detail("delete", &fields, Value::Null);
-    detail["reason"] = "instance_deleted".into();
-    detail["owner"] = row.owner_id.to_string().into();
+    if let Some(fields) = detail.as_object_mut() {
+        fields.insert("reason".to_owned(), "instance_deleted".into());
+        fields.insert("owner".to_owned(), row.owner_id.to_string().into());
+    }
     note(ctx, &mut tx, &Doer::system(), id, detail).await?;
     tx.commit().await?;
     ctx.events.send(Event::Forward(id));
