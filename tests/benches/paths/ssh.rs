@@ -54,12 +54,14 @@ impl World {
         let public_key = fs::read_to_string(key.with_extension("pub")).expect("a key");
         admin.post("/me/ssh-keys", &json!({ "name": "bench", "public_key": public_key })).await;
         let image = admin.create_image("busybox", images::busybox(&engine)).await;
-        // Two cores, so that the limit of the instance is not what is measured.
-        let spec = admin.create_spec("bench", &json!({ "cpu_cores": 2 })).await;
+        // Most of two cores, so that the limit of the instance is not what is measured; the others
+        // only hold sessions.
+        let busy = admin.create_spec("busy", &json!({ "cpu_cores": 1.6 })).await;
+        let idle = admin.create_spec("idle", &json!({ "cpu_cores": 0.1 })).await;
         let mut names = Vec::new();
-        for number in 0..IDLE / PER_INSTANCE {
-            let name = format!("one-{number}");
-            let id = admin.create_instance(&name, &image, &spec).await;
+        for number in 0..=IDLE / PER_INSTANCE {
+            let (name, spec) = (format!("one-{number}"), if number == 0 { &busy } else { &idle });
+            let id = admin.create_instance(&name, &image, spec).await;
             admin.wait_phase(&id, "running").await;
             names.push(name);
         }
@@ -300,7 +302,7 @@ fn idle(report: &mut Report, world: &mut World, names: &[String]) {
     let before = (rss_mb(controller), rss_mb(agent));
     let mut held = Vec::new();
     for number in 0..IDLE {
-        let way = world.ours(&names[number % names.len()]);
+        let way = world.ours(&names[1 + number % (names.len() - 1)]);
         let mut ssh = way.ssh("echo here; exec sleep 600");
         let mut ssh = ssh.stdout(Stdio::piped()).spawn().expect("ssh runs");
         let mut first = [0; 1];
