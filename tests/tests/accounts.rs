@@ -28,6 +28,7 @@ const PERMISSIONS: &[&str] = &[
     "instances:delete",
     "instances:logs",
     "instances:exec",
+    "instances:ssh",
 ];
 
 async fn account(admin: &Client, name: &str) -> String {

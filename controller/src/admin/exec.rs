@@ -62,12 +62,16 @@ async fn carry(stream: &mut UnixStream, work: WorkStream, ending: &mut Ending) -
     let WorkStream { mut reader, mut writer } = work;
     let Ending { reason, exit_code, bytes_in, bytes_out } = ending;
     let input = async {
+        let mut takes_input = true;
         while let Some(frame) = frame::read::<ExecFrame, _>(&mut from_client, Limit::STREAM).await?
         {
             if let ExecFrame::Stdin(bytes) = &frame {
                 *bytes_in += bytes.len() as u64;
             }
-            writer.send(&frame).await?;
+            if takes_input {
+                // A program that has ended takes no more; how it ended comes with its output.
+                takes_input = writer.send(&frame).await.is_ok();
+            }
         }
         anyhow::Ok("client_left")
     };
