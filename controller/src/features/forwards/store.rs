@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::model::{Fields, Forward, ForwardQuery, Protocol, Rule};
 use super::view::LiveView;
-use crate::core::db::{Db, DbError, Filter, Source, Tx, args, row};
+use crate::core::db::{Db, DbError, Filter, Source, Tx, Value, args, row};
 use crate::core::page::Paging;
 use crate::core::timestamp::Timestamp;
 
@@ -212,28 +212,12 @@ pub(super) async fn insert(
     fields: &Fields,
     now: UnixMillis,
 ) -> Result<(), DbError> {
-    const SQL: &str = "insert into forwards (id, owner_id, listen_ip, listen_port, protocol, \
+    const SQL: &str = "insert into forwards (id, listen_ip, listen_port, protocol, \
          target_ip, target_port, instance_id, instance_port, enabled, description, remark, \
-         allowed_sources, max_connections, udp_idle_s, generation, created_at, updated_at) \
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 1, $16, $16)";
-    let values = args![
-        id,
-        owner,
-        fields.listen_ip.to_string(),
-        fields.listen_port,
-        fields.protocol.as_str(),
-        fields.target_ip.map(|ip| ip.to_string()),
-        fields.target_port,
-        fields.instance_id,
-        fields.instance_port,
-        fields.enabled,
-        &fields.description,
-        &fields.remark,
-        sources(fields),
-        fields.max_connections,
-        fields.udp_idle_s,
-        now,
-    ];
+         allowed_sources, max_connections, udp_idle_s, generation, created_at, updated_at, owner_id) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 1, $15, $15, $16)";
+    let mut values = values(id, fields, now);
+    values.extend(args![owner]);
     tx.run(SQL, values).await.map(|_| ())
 }
 
@@ -248,7 +232,12 @@ pub(super) async fn update(
          target_ip = $5, target_port = $6, instance_id = $7, instance_port = $8, enabled = $9, \
          description = $10, remark = $11, allowed_sources = $12, max_connections = $13, \
          udp_idle_s = $14, generation = generation + 1, updated_at = $15 where id = $1";
-    let values = args![
+    tx.run(SQL, values(id, fields, now)).await.map(|_| ())
+}
+
+/// Returns what [`insert`] and [`update`] bind alike, from `$1` on.
+fn values(id: ForwardId, fields: &Fields, now: UnixMillis) -> Vec<Value> {
+    args![
         id,
         fields.listen_ip.to_string(),
         fields.listen_port,
@@ -264,8 +253,7 @@ pub(super) async fn update(
         fields.max_connections,
         fields.udp_idle_s,
         now,
-    ];
-    tx.run(SQL, values).await.map(|_| ())
+    ]
 }
 
 fn sources(fields: &Fields) -> String {
